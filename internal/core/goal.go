@@ -1,0 +1,98 @@
+package core
+
+import "net/netip"
+
+// GoalState is the complete description of what one host must be running. It holds
+// no secret. Versions of one host only grow; a host that is given an older version
+// than it has ignores it.
+type GoalState struct {
+	Version int64        `json:"version"`
+	VNets   []GoalVNet   `json:"vnets,omitempty"`
+	Members []GoalMember `json:"members,omitempty"`
+}
+
+// GoalVNet is a virtual network with everything that a host needs to build it; all
+// references are resolved to values. UID gives the names on the host.
+type GoalVNet struct {
+	UID          string                 `json:"uid"`
+	Tenant       TenantID               `json:"tenant"`
+	Name         string                 `json:"name"`
+	AddressSpace []netip.Prefix         `json:"addressSpace"`
+	Subnets      []Subnet               `json:"subnets"`
+	NSGs         []NetworkSecurityGroup `json:"nsgs,omitempty"` // those that its subnets name
+	NATGateways  []GoalNATGateway       `json:"natGateways,omitempty"`
+	Endpoints    []GoalEndpoint         `json:"endpoints,omitempty"`
+	Zones        []GoalZone             `json:"zones,omitempty"`
+}
+
+// GoalNATGateway is a NAT gateway of a virtual network.
+type GoalNATGateway struct {
+	UID string `json:"uid"`
+	NATGateway
+}
+
+// GoalEndpoint is a private endpoint of a virtual network, its address decided.
+type GoalEndpoint struct {
+	UID     string     `json:"uid"`
+	Name    string     `json:"name"`
+	Subnet  string     `json:"subnet"`
+	Address netip.Addr `json:"address"`
+	Port    uint16     `json:"port"`   // the endpoint's port, that of the target
+	Target  string     `json:"target"` // host:port, as the host reaches it
+}
+
+// GoalZone is a private DNS zone that is linked to the virtual network.
+type GoalZone struct {
+	Name    string       `json:"name"`
+	Records []GoalRecord `json:"records,omitempty"`
+}
+
+// GoalRecord is an address record: a name (fully qualified, no trailing dot) and its address.
+type GoalRecord struct {
+	Name    string     `json:"name"`
+	Address netip.Addr `json:"address"`
+}
+
+// GoalMember is a member that the host must be running.
+type GoalMember struct {
+	ID            string     `json:"id"`
+	Generation    int64      `json:"generation"`
+	Tenant        TenantID   `json:"tenant"`
+	Gateway       string     `json:"gateway"`
+	VNetUID       string     `json:"vnetUid"`
+	Subnet        string     `json:"subnet"`
+	Address       netip.Addr `json:"address"`
+	TunnelAddress netip.Addr `json:"tunnelAddress"`
+	Size          MemberSize `json:"size"`
+}
+
+// HostReport is what a host observed. A host sends one after each reconciliation and
+// whenever something changes by itself.
+type HostReport struct {
+	Host string `json:"host"`
+	// Version is the newest goal state that the host has acted on, whether or not
+	// each part of it succeeded.
+	Version int64 `json:"version"`
+	// Complete says that Members is everything that exists on the host for this
+	// installation, so that a member which is absent is confirmed as torn down.
+	Complete bool             `json:"complete"`
+	Members  []ObservedMember `json:"members,omitempty"`
+	Problems []string         `json:"problems,omitempty"` // what the host could not make true, and why
+}
+
+// ObservedMember is what a host knows of one member.
+type ObservedMember struct {
+	ID         string `json:"id"`
+	Generation int64  `json:"generation"`
+	// Present says that anything of the member exists: container, namespace or veth.
+	Present bool `json:"present"`
+	Running bool `json:"running"`
+	// JoinTokenHash is the SHA-256 of the one-time token that the host handed to the
+	// member, hex. The token itself never leaves the host but through the member.
+	JoinTokenHash string `json:"joinTokenHash,omitempty"`
+	// Exit says why a member that is not running ended: "exit status 1", "out of
+	// memory: the limit is 8192 MiB".
+	Exit string `json:"exit,omitempty"`
+	// Phases of the injection as the host timed them: network, sandbox.
+	Phases []Phase `json:"phases,omitempty"`
+}

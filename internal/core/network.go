@@ -1,0 +1,115 @@
+package core
+
+import "net/netip"
+
+// DelegationGateways is the delegation that a subnet needs before gateways may be
+// placed in it.
+const DelegationGateways = "sluice/gateways"
+
+// VirtualNetwork is a private network: an address space and its subnets.
+type VirtualNetwork struct {
+	Name         string         `json:"name"`
+	AddressSpace []netip.Prefix `json:"addressSpace"`
+	Subnets      []Subnet       `json:"subnets,omitempty"`
+}
+
+// Subnet is a range of a virtual network. NSG and NATGateway are names, empty for none.
+type Subnet struct {
+	Name       string       `json:"name"`
+	Prefix     netip.Prefix `json:"prefix"`
+	Delegation string       `json:"delegation,omitempty"`
+	NSG        string       `json:"nsg,omitempty"`
+	NATGateway string       `json:"natGateway,omitempty"`
+}
+
+// Direction of traffic, seen from the subnet that an NSG is associated with.
+type Direction string
+
+// The directions.
+const (
+	Inbound  Direction = "Inbound"
+	Outbound Direction = "Outbound"
+)
+
+// Access is what a rule does with the traffic that it matches.
+type Access string
+
+// The accesses.
+const (
+	Allow Access = "Allow"
+	Deny  Access = "Deny"
+)
+
+// Protocol that a rule matches.
+type Protocol string
+
+// The protocols of a rule.
+const (
+	ProtocolTCP  Protocol = "TCP"
+	ProtocolUDP  Protocol = "UDP"
+	ProtocolICMP Protocol = "ICMP"
+	ProtocolESP  Protocol = "ESP"
+	ProtocolAH   Protocol = "AH"
+	ProtocolAny  Protocol = "Any"
+)
+
+// NetworkSecurityGroup is a list of rules; the first that matches, by ascending
+// priority, decides. The default rules follow the declared ones.
+type NetworkSecurityGroup struct {
+	Name  string         `json:"name"`
+	Rules []SecurityRule `json:"rules,omitempty"`
+}
+
+// SecurityRule is one rule. Source and Destination hold "Any", an address, a
+// prefix or a service tag (VirtualNetwork, Internet, LoadBalancer, PlatformDNS,
+// PlatformTunnel) each; an empty list means Any. Ports are "5432" or
+// "8000-8999"; an empty list, or "*" in it, means every port.
+type SecurityRule struct {
+	Name             string    `json:"name"`
+	Priority         int       `json:"priority"`
+	Direction        Direction `json:"direction"`
+	Access           Access    `json:"access"`
+	Protocol         Protocol  `json:"protocol"`
+	Source           []string  `json:"source,omitempty"`
+	SourcePorts      []string  `json:"sourcePorts,omitempty"`
+	Destination      []string  `json:"destination,omitempty"`
+	DestinationPorts []string  `json:"destinationPorts,omitempty"`
+}
+
+// NATGateway gives the subnets that name it a way out. PublicAddresses holds
+// "host" (leave as the host itself), or addresses and prefixes routed to the host.
+type NATGateway struct {
+	Name            string   `json:"name"`
+	VNet            string   `json:"vnet"`
+	PublicAddresses []string `json:"publicAddresses"`
+	IdleTimeout     Duration `json:"idleTimeout,omitempty"` // default 4m; 4m to 120m
+}
+
+// PrivateDNSZone is a zone that the resolvers of the linked virtual networks answer.
+type PrivateDNSZone struct {
+	Name  string   `json:"name"`
+	VNets []string `json:"vnets,omitempty"`
+}
+
+// PrivateEndpoint is an address in a subnet that stands for a data service which
+// the host reaches at Target.
+type PrivateEndpoint struct {
+	Name    string     `json:"name"`
+	VNet    string     `json:"vnet"`
+	Subnet  string     `json:"subnet"`
+	Address netip.Addr `json:"address,omitzero"` // left out: the next free one, filled in by the service
+	Target  string     `json:"target"`           // host:port; the endpoint answers on the same port
+	DNSName string     `json:"dnsName,omitempty"`
+}
+
+func (v *VirtualNetwork) Kind() Kind       { return KindVirtualNetwork }
+func (n *NetworkSecurityGroup) Kind() Kind { return KindNetworkSecurityGroup }
+func (n *NATGateway) Kind() Kind           { return KindNATGateway }
+func (z *PrivateDNSZone) Kind() Kind       { return KindPrivateDNSZone }
+func (e *PrivateEndpoint) Kind() Kind      { return KindPrivateEndpoint }
+
+func (v *VirtualNetwork) ResourceName() string       { return v.Name }
+func (n *NetworkSecurityGroup) ResourceName() string { return n.Name }
+func (n *NATGateway) ResourceName() string           { return n.Name }
+func (z *PrivateDNSZone) ResourceName() string       { return z.Name }
+func (e *PrivateEndpoint) ResourceName() string      { return e.Name }

@@ -1,0 +1,135 @@
+package core
+
+import (
+	"net/netip"
+	"time"
+)
+
+// MemberState is where a member is in its life.
+type MemberState string
+
+// The states of a member, in the order in which they come.
+const (
+	MemberPlaced   MemberState = "placed"   // leased and in a goal state
+	MemberInjected MemberState = "injected" // the host reports its container as running
+	MemberReady    MemberState = "ready"    // dialled back
+	MemberLeaving  MemberState = "leaving"  // taken out of the goal state, teardown not confirmed
+	MemberGone     MemberState = "gone"     // teardown confirmed, lease released
+)
+
+// Member is one container of a gateway, from placement to confirmed teardown. ID is
+// unique for ever; Generation grows with every injection on a host, and every name
+// on the host derives from both.
+type Member struct {
+	ID            string      `json:"id"`
+	Tenant        TenantID    `json:"tenant"`
+	Generation    int64       `json:"generation"`
+	Gateway       string      `json:"gateway"`
+	GatewayUID    string      `json:"gatewayUid"`
+	VNet          string      `json:"vnet"`
+	VNetUID       string      `json:"vnetUid"`
+	Subnet        string      `json:"subnet"`
+	Host          string      `json:"host"`
+	Address       netip.Addr  `json:"address"`       // the leased address
+	TunnelAddress netip.Addr  `json:"tunnelAddress"` // its end of the link-local veth, unique on its host
+	State         MemberState `json:"state"`
+	Reason        string      `json:"reason,omitempty"`
+	Size          MemberSize  `json:"size,omitzero"`
+	CreatedAt     time.Time   `json:"createdAt"`
+	ReadyAt       time.Time   `json:"readyAt,omitzero"`
+}
+
+// LeaseState is where a lease is in its life.
+type LeaseState string
+
+// The states of a lease.
+const (
+	LeaseHeld        LeaseState = "held"
+	LeaseQuarantined LeaseState = "quarantined" // teardown confirmed, not yet reusable
+)
+
+// Lease is the hold of one member on one address.
+type Lease struct {
+	Tenant     TenantID   `json:"tenant"`
+	VNet       string     `json:"vnet"`
+	VNetUID    string     `json:"vnetUid"`
+	Subnet     string     `json:"subnet"`
+	Address    netip.Addr `json:"address"`
+	Member     string     `json:"member"`
+	Generation int64      `json:"generation"`
+	State      LeaseState `json:"state"`
+	AcquiredAt time.Time  `json:"acquiredAt"`
+	// ReusableAt is set when the lease is quarantined.
+	ReusableAt time.Time `json:"reusableAt,omitzero"`
+}
+
+// Host is a machine that runs members.
+type Host struct {
+	Name        string    `json:"name"`
+	Connected   bool      `json:"connected"`
+	GoalVersion int64     `json:"goalVersion"` // the newest goal state made for it
+	SeenVersion int64     `json:"seenVersion"` // the newest that it reported as made true
+	LastSeen    time.Time `json:"lastSeen,omitzero"`
+	Problems    []string  `json:"problems,omitempty"`
+}
+
+// QueryClass says what kind of work a query is.
+type QueryClass string
+
+// The query classes.
+const (
+	ClassInteractive QueryClass = "interactive"
+	ClassRefresh     QueryClass = "refresh"
+)
+
+// QueryState is how a query stands.
+type QueryState string
+
+// The states of a query.
+const (
+	QueryRunning   QueryState = "running"
+	QuerySucceeded QueryState = "succeeded"
+	QueryFailed    QueryState = "failed"
+	QueryCancelled QueryState = "cancelled"
+	// QueryInterrupted is a query during which the service itself stopped.
+	QueryInterrupted QueryState = "interrupted"
+)
+
+// Query is the record of one query.
+type Query struct {
+	ID        string     `json:"id"`
+	Tenant    TenantID   `json:"tenant"`
+	User      string     `json:"user"`
+	Source    string     `json:"source"`
+	Gateway   string     `json:"gateway,omitempty"`
+	SQL       string     `json:"sql"`
+	Class     QueryClass `json:"class"`
+	State     QueryState `json:"state"`
+	StartedAt time.Time  `json:"startedAt"`
+	EndedAt   time.Time  `json:"endedAt,omitzero"`
+	Member    string     `json:"member,omitempty"`
+	Address   netip.Addr `json:"address,omitzero"` // the member's leased address
+	Rows      int64      `json:"rows"`
+	Bytes     int64      `json:"bytes"` // of Arrow IPC, as the member sent them
+	Phases    []Phase    `json:"phases,omitempty"`
+	ErrorStep string     `json:"errorStep,omitempty"`
+	Error     string     `json:"error,omitempty"`
+}
+
+// The names of a query's phases, in order. A phase that did not happen (a query to a
+// running gateway is not leased) is absent.
+const (
+	PhaseQueued      = "queued"       // admitted → a member was chosen
+	PhaseLeased      = "leased"       // an address was leased and a goal state written
+	PhaseInjected    = "injected"     // the host reported the container as running
+	PhaseDialledBack = "dialled back" // the member's tunnel came up
+	PhaseConnected   = "connected"    // the member was connected to the data source
+	PhaseExecuted    = "executed"     // the data source answered with the first row or the end
+	PhaseStreamed    = "streamed"     // the last byte was handed to the client
+)
+
+// Phase is one step of a query and how long it took by itself.
+type Phase struct {
+	Name     string        `json:"name"`
+	Duration time.Duration `json:"durationNs"`
+}

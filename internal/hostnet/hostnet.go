@@ -1,0 +1,90 @@
+// Package hostnet is the contract of a host's networking: virtual networks, NSGs,
+// NAT gateways, private endpoints, resolvers, and the two network interfaces of each
+// member, made equal to a description.
+//
+// It holds types only. linux/ implements it on a real kernel; fake/ in memory, for
+// tests of its callers. The host package is its only caller; nothing in the service
+// or the gateway imports it.
+package hostnet
+
+import (
+	"context"
+	"net"
+	"net/netip"
+
+	"github.com/sluice-gateway/sluice/internal/core"
+)
+
+// Config is everything that must exist. It is complete: what is absent goes.
+type Config struct {
+	VNets []core.GoalVNet
+	Ports []Port
+}
+
+// Port is a member's place in the networks: a network namespace with eth0 (the
+// leased address, in its VNet) and tun0 (link-local, to the host's relay). All
+// names derive from Member and Generation.
+type Port struct {
+	Member        string
+	Generation    int64
+	VNetUID       string
+	Subnet        string
+	Address       netip.Addr
+	TunnelAddress netip.Addr
+}
+
+// Key identifies a port on the host.
+func (p Port) Key() PortKey { return PortKey{p.Member, p.Generation} }
+
+// PortKey is the identity of a port.
+type PortKey struct {
+	Member     string
+	Generation int64
+}
+
+// Status tells what Set could and could not make true.
+type Status struct {
+	// Ports that exist and are complete, with the path of their network namespace.
+	Ports map[PortKey]string
+	// Problems names each object that could not be made as described, and why; one
+	// object's trouble does not stop the others.
+	Problems []Problem
+}
+
+// Problem is one thing that could not be made true.
+type Problem struct {
+	Object string // "VirtualNetwork/corp", "PrivateEndpoint/orders-db", "member m-…"
+	Err    error
+}
+
+// Item is something that exists on the machine because of this installation.
+type Item struct {
+	Type string // "namespace", "veth", "nftables table", "listener", "sysctl"
+	Name string
+	Why  string // "VirtualNetwork corp", "member m-… of gateway corp-bi"
+}
+
+// Network makes the machine's networking equal to a Config. Its methods may be
+// called from one goroutine at a time, except TunnelListener's result.
+type Network interface {
+	// Up prepares what all else stands on and finds what an earlier process left, so
+	// that Set can keep what is still wanted. Nothing running is disturbed.
+	Up(ctx context.Context) error
+	// Set makes the machine equal to cfg. Repeating it is cheap and changes nothing;
+	// a member's established connections outlive every Set that keeps its port.
+	Set(ctx context.Context, cfg Config) (Status, error)
+	// TunnelListener returns the listener that the members' tunnels reach, and
+	// nothing else does. A peer's address is the TunnelAddress of its port.
+	TunnelListener() (net.Listener, error)
+	// TunnelEndpoint is the address of that listener as members dial it.
+	TunnelEndpoint() netip.AddrPort
+	// Resolvers returns where members of a subnet send DNS questions.
+	Resolvers(vnetUID, subnet string) []netip.AddrPort
+	// Inventory lists what exists on the machine, present process or earlier one.
+	Inventory(ctx context.Context) ([]Item, error)
+	// Close ends listeners and goroutines; everything in the kernel stays.
+	Close() error
+	// CleanUp removes from the machine everything that this installation ever made,
+	// whatever process made it. It is called without Up.
+	CleanUp(ctx context.Context) error
+}
