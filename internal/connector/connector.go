@@ -27,26 +27,9 @@ import (
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/array"
 
-	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/catalog"
 	"github.com/sluice-gateway/sluice/internal/memberapi"
 )
-
-// Descriptor describes a type of data source to users and to validation.
-type Descriptor struct {
-	Type        string // what a DataSource names
-	Title       string
-	Parameters  []Parameter
-	Credentials []core.CredentialKind
-}
-
-// Parameter describes one parameter of a data source.
-type Parameter struct {
-	Name     string
-	Doc      string
-	Required bool
-	Default  string
-	Values   []string // the values allowed, empty for any
-}
 
 // Options are what a member gives to every database that it opens.
 type Options struct {
@@ -59,7 +42,7 @@ type Options struct {
 
 // Connector is one type of data source.
 type Connector interface {
-	Descriptor() Descriptor
+	Descriptor() catalog.Descriptor
 	// Open checks the source's parameters and prepares a pool; it does not connect.
 	Open(src memberapi.Source, opts Options) (adbc.Database, error)
 }

@@ -1,0 +1,118 @@
+package service
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/memberapi"
+)
+
+// Document is one resource as it came in, with its kind, undecoded beyond that. The
+// service decodes it strictly.
+type Document struct {
+	Kind core.Kind
+	Spec json.RawMessage // the resource's fields; "kind" and "status" in it are ignored
+}
+
+// Applied says what an apply did, or would do, to one resource.
+type Applied struct {
+	Kind   core.Kind   `json:"kind"`
+	Name   string      `json:"name"`
+	Change core.Change `json:"change"`
+}
+
+// ApplyError is why an apply was refused: every problem that was found, each an
+// errs.Error with Object ("VirtualNetwork/corp") and Field ("subnets[1].prefix").
+// Its class is Invalid, or Conflict if only the stored state stands against it.
+type ApplyError struct {
+	Problems []*errs.Error
+}
+
+// View is an object as the API shows it: its fields, its kind, and its status.
+// Marshalled, it is one flat JSON object with "kind" first and "status" last.
+// Runtime objects (members, leases, hosts, queries) have Status nil.
+type View struct {
+	Kind   string
+	Name   string
+	Object any
+	Status any
+}
+
+// QueryInput is a query as a front end received it.
+type QueryInput struct {
+	Source  string
+	SQL     string
+	Class   core.QueryClass // "" means interactive
+	Timeout time.Duration   // 0: the class's limit
+	Params  []byte          // Arrow IPC stream of parameter rows, nil for none
+	Update  bool            // the number of affected rows is wanted, see memberapi.QueryRequest
+}
+
+// Result is a result on its way. Exactly one of its readers consumes Body; Finish
+// must be called once, whatever happened, and ends the query's record.
+type Result struct {
+	QueryID string
+	// Body is the member's Arrow IPC stream, undecoded. It ends in io.EOF only when
+	// the result is whole (end-of-stream marker seen, member's status ok); otherwise
+	// Read returns the error that the member, or the tunnel, gave.
+	Body io.ReadCloser
+	// Finish records how the query ended: err is nil if the client has everything;
+	// an error from Body, or the front end's own (the client went away). It returns
+	// the finished record.
+	Finish func(err error) core.Query
+}
+
+// CheckInput asks what the rules say about a connection.
+type CheckInput struct {
+	Gateway  string        `json:"gateway"`
+	From     string        `json:"from,omitempty"` // "member" (default) or "subnet"
+	Host     string        `json:"host"`
+	Port     uint16        `json:"port"`
+	Protocol core.Protocol `json:"protocol,omitempty"` // TCP by default
+	Dry      bool          `json:"dry,omitempty"`      // no probe
+	Timeout  time.Duration `json:"timeoutNs,omitempty"`
+}
+
+// CheckResult is the verdict of the rules and, unless Dry, what a real probe met.
+type CheckResult struct {
+	Source      string                   `json:"source"`      // the member's, or any free, address in the subnet
+	Destination string                   `json:"destination"` // the address that the name stands for
+	Allowed     bool                     `json:"allowed"`
+	Reasons     []string                 `json:"reasons"` // one line per decision: NSG rules, route, NAT
+	Probe       *memberapi.ProbeResponse `json:"probe,omitempty"`
+	Agree       *bool                    `json:"agree,omitempty"` // rules and probe say the same
+}
+
+// Frontend is what the query and resource front ends need of the service. Every
+// method reads the principal from the context and refuses without one.
+type Frontend interface {
+	Apply(ctx context.Context, docs []Document, dryRun bool) ([]Applied, error)
+	Get(ctx context.Context, kind, name string) (View, error)
+	List(ctx context.Context, kind string) ([]View, error)
+	Delete(ctx context.Context, kind, name string, force bool) error
+
+	// Query runs a statement on a member, waking one if need be, and returns once the
+	// first bytes of the result, or the error, are there.
+	Query(ctx context.Context, in QueryInput) (*Result, error)
+	// Prepare describes a statement.
+	Prepare(ctx context.Context, in QueryInput) (memberapi.PrepareResponse, error)
+	// Metadata streams a source's description; Source and QueryID of req are filled in.
+	Metadata(ctx context.Context, source string, req memberapi.MetadataRequest) (*Result, error)
+
+	Wake(ctx context.Context, gateway string) error
+	Pause(ctx context.Context, gateway string) error
+	Restart(ctx context.Context, gateway string) error
+	TestDataSource(ctx context.Context, name string) (memberapi.TestResponse, error)
+	Check(ctx context.Context, in CheckInput) (CheckResult, error)
+	QueryRecord(ctx context.Context, id string) (core.Query, error)
+	QueryRecords(ctx context.Context, source string, limit int) ([]core.Query, error)
+
+	// Authenticate finds the principal of a bearer token.
+	Authenticate(ctx context.Context, token string) (core.Principal, error)
+	// Ready tells why the service can't serve, or nil.
+	Ready(ctx context.Context) error
+}

@@ -1,0 +1,139 @@
+// Package store is the contract of the service's state: resources, sealed secrets,
+// members, leases, hosts, the query log, tokens and the audit log.
+//
+// It holds types only. sqlite/ keeps it in one file; storetest/ is the suite that
+// every implementation must pass. Invariants (one owner per address, one name per
+// kind, one tunnel address per host) are constraints of the schema. Every row
+// belongs to a tenant. The service is the only caller.
+package store
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/core"
+)
+
+// Store is a transactional store. Errors are *errs.Error: NotFound, Conflict for a
+// violated constraint (the message names the object and the one in the way),
+// StorageFull with the path, else Internal.
+type Store interface {
+	// Read runs fn on a consistent snapshot.
+	Read(ctx context.Context, fn func(Tx) error) error
+	// Write runs fn in a transaction of its own, one at a time, and commits durably if
+	// fn returns nil. If fn, or the commit, fails, nothing of it remains.
+	Write(ctx context.Context, fn func(Tx) error) error
+	Close() error
+}
+
+// Tx is what a transaction can do. It must not be used after fn has returned.
+type Tx interface {
+	Resources
+	Secrets
+	Members
+	Leases
+	Hosts
+	Queries
+	Access
+}
+
+// Resources are what users declared.
+type Resources interface {
+	// ListResources returns those of one kind, or of all kinds for "", by kind and name.
+	ListResources(t core.TenantID, k core.Kind) ([]core.Stored, error)
+	GetResource(t core.TenantID, k core.Kind, name string) (core.Stored, error)
+	// PutResource inserts or, with the same tenant, kind and name, updates. The spec is
+	// stored as its JSON; a DataSource's password must have been taken out: a non-zero
+	// Secret in it is refused.
+	PutResource(r core.Stored) error
+	DeleteResource(t core.TenantID, k core.Kind, name string) error
+}
+
+// Secrets are sealed values that belong to a resource and go with it.
+type Secrets interface {
+	PutSecret(t core.TenantID, ownerUID, name string, sealed []byte) error
+	GetSecret(t core.TenantID, ownerUID, name string) ([]byte, error)
+}
+
+// Members are the containers of gateways.
+type Members interface {
+	// PutMember inserts or updates by ID. Two members on one host that are not gone
+	// can't share a tunnel address.
+	PutMember(m core.Member) error
+	GetMember(id string) (core.Member, error)
+	// ListMembers returns a tenant's members, of every tenant for "". Gone ones only
+	// if gone is set, newest first.
+	ListMembers(t core.TenantID, gone bool) ([]core.Member, error)
+	// SetJoinHash stores the hash of a member's one-time token if the generation is
+	// still the member's; the same hash again is not a change, and a used one stays used.
+	SetJoinHash(id string, generation int64, hash string) error
+	// UseJoinHash consumes the token: once only.
+	UseJoinHash(id, hash string) (core.Member, error)
+	// PurgeMembers deletes members that are gone for longer than the time given.
+	PurgeMembers(goneBefore time.Time) error
+}
+
+// Leases are holds on addresses. Two rows for one address of one VNet can't exist.
+type Leases interface {
+	// AcquireLease inserts; Conflict says who holds the address. A quarantined lease
+	// whose ReusableAt is past stands in nobody's way.
+	AcquireLease(l core.Lease, now time.Time) error
+	// QuarantineLease is the way in which a held lease ends. It changes nothing unless
+	// member and generation are the holder's.
+	QuarantineLease(t core.TenantID, vnetUID string, a netip.Addr, member string, generation int64, reusableAt time.Time) error
+	// ListLeases returns held and quarantined leases, of every tenant for "".
+	ListLeases(t core.TenantID) ([]core.Lease, error)
+	// PurgeLeases deletes quarantined leases whose ReusableAt is past.
+	PurgeLeases(now time.Time) error
+}
+
+// Hosts are the machines that run members.
+type Hosts interface {
+	PutHost(h core.Host) error
+	ListHosts() ([]core.Host, error)
+	// NextGoalVersion advances and returns the version of a host's goal state; the
+	// host is made if it is new.
+	NextGoalVersion(host string) (int64, error)
+}
+
+// QueryFilter selects query records; zero fields don't filter.
+type QueryFilter struct {
+	Source string
+	State  core.QueryState
+	Since  time.Time
+	Limit  int // default 100, newest first
+}
+
+// Queries are the query log.
+type Queries interface {
+	PutQueries(qs []core.Query) error // inserts or replaces by ID
+	GetQuery(t core.TenantID, id string) (core.Query, error)
+	ListQueries(t core.TenantID, f QueryFilter) ([]core.Query, error)
+	// InterruptQueries marks every running query as interrupted, with the reason.
+	InterruptQueries(at time.Time, reason string) (int64, error)
+	PurgeQueries(before time.Time) error
+}
+
+// AuditEntry is one administrative act.
+type AuditEntry struct {
+	At     time.Time
+	Tenant core.TenantID
+	Who    string
+	Act    string // "apply", "delete", "wake", …
+	Object string // "Gateway/corp-bi"
+	Note   string
+}
+
+// Access is tokens and the audit log.
+type Access interface {
+	// PutToken stores the hash of a bearer token and whose it is.
+	PutToken(hash []byte, p core.Principal) error
+	FindToken(hash []byte) (core.Principal, error)
+	CountTokens() (int, error)
+	Audit(e AuditEntry) error
+	ListAudit(t core.TenantID, limit int) ([]AuditEntry, error)
+	// Setting and PutSetting keep small values of the installation, such as its ID.
+	Setting(name string) (string, error)
+	PutSetting(name, value string) error
+}
