@@ -48,6 +48,8 @@ type Resources interface {
 	// Secret in it is refused.
 	PutResource(r core.Stored) error
 	DeleteResource(t core.TenantID, k core.Kind, name string) error
+	// ListTenants returns the tenants that own resources, by name.
+	ListTenants() ([]core.TenantID, error)
 }
 
 // Secrets are sealed values that belong to a resource and go with it.
