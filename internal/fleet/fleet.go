@@ -1,0 +1,236 @@
+// Package fleet owns the life of members: it places them, leases their addresses,
+// tells hosts what to run, hears what became of it, and hands out members that are
+// ready to take a query.
+//
+// The store is the truth about members and leases: an address is leased in the same
+// transaction that puts its member into a goal state, and released only after the
+// host has confirmed the teardown. What is kept in memory (who is connected, how many
+// queries are in flight) can be lost at any time. Fleet knows nothing of queries,
+// credentials or results; the service is its only caller.
+package fleet
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/store"
+)
+
+// Options configure a Fleet.
+type Options struct {
+	Store      store.Store                           // Required
+	Disconnect func(member string, generation int64) // Required: cuts a member's tunnels
+	Logger     *slog.Logger                          // Required
+	Now        func() time.Time                      // Default time.Now
+	// WakeTimeout bounds how long a member may take to dial back, at its injection or
+	// after its tunnel was lost. Default 30 s.
+	WakeTimeout time.Duration
+	// DrainTimeout bounds how long a pause waits for queries in flight. Default 30 s.
+	DrainTimeout time.Duration
+	// Quarantine is how long a released address rests. Default 30 s.
+	Quarantine time.Duration
+}
+
+// Fleet is the set of all members and hosts.
+type Fleet struct {
+	opts Options
+	log  *slog.Logger
+
+	mu      sync.Mutex
+	live    map[string]*member // by ID; those that are not gone
+	hosts   map[string]*session
+	wakes   map[string]*wake // by gateway UID
+	lastIP  map[subnetKey]lastAddress
+	changed chan struct{} // closed and replaced at every change
+	dirty   map[string]bool
+
+	stop context.CancelFunc
+	done context.Context
+	wg   sync.WaitGroup
+}
+
+// member is what the fleet knows of one member beyond its row.
+type member struct {
+	core.Member
+	inflight       int
+	draining       bool   // takes no new queries
+	condemned      string // why it must go, until the store knows
+	connected      bool
+	since          time.Time // of the last change between connected and not
+	leavingVersion int64     // the goal state in which it was first absent
+	joinHash       string
+	leasedAt       time.Time
+	injectedAt     time.Time
+	hostPhases     []core.Phase
+}
+
+// New makes a fleet from what the store knows. Close ends it.
+func New(ctx context.Context, opts Options) (*Fleet, error) {
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	opts.WakeTimeout = orDefault(opts.WakeTimeout, 30*time.Second)
+	opts.DrainTimeout = orDefault(opts.DrainTimeout, 30*time.Second)
+	opts.Quarantine = orDefault(opts.Quarantine, 30*time.Second)
+	f := &Fleet{
+		opts: opts, log: opts.Logger,
+		live: map[string]*member{}, hosts: map[string]*session{}, wakes: map[string]*wake{},
+		lastIP: map[subnetKey]lastAddress{}, changed: make(chan struct{}), dirty: map[string]bool{},
+	}
+	if err := f.load(ctx); err != nil {
+		return nil, err
+	}
+	f.done, f.stop = context.WithCancel(context.Background())
+	f.wg.Add(1)
+	go f.keep()
+	return f, nil
+}
+
+func orDefault(d, def time.Duration) time.Duration {
+	if d == 0 {
+		return def
+	}
+	return d
+}
+
+// Close ends the fleet's goroutines. Members go on running.
+func (f *Fleet) Close() {
+	f.stop()
+	f.mu.Lock()
+	for _, s := range f.hosts {
+		s.conn.Close()
+	}
+	f.mu.Unlock()
+	f.wg.Wait()
+	f.saveDirty()
+}
+
+// load reads the members that an earlier process left. Whether they are connected
+// is not known until they dial.
+func (f *Fleet) load(ctx context.Context) error {
+	return f.opts.Store.Read(ctx, func(tx store.Tx) error {
+		members, err := tx.ListMembers("", false)
+		if err != nil {
+			return err
+		}
+		hosts, err := tx.ListHosts()
+		if err != nil {
+			return err
+		}
+		version := map[string]int64{}
+		for _, h := range hosts {
+			version[h.Name] = h.GoalVersion
+		}
+		for _, m := range members {
+			if m.State == core.MemberReady {
+				m.State = core.MemberInjected
+			}
+			f.live[m.ID] = &member{Member: m, since: f.opts.Now(), leavingVersion: version[m.Host]}
+		}
+		return nil
+	})
+}
+
+// broadcast wakes everyone who waits for a change. The caller holds mu.
+func (f *Fleet) broadcast() {
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+// wait blocks until cond is true; cond runs with mu held.
+func (f *Fleet) wait(ctx context.Context, cond func() bool) error {
+	for {
+		f.mu.Lock()
+		ok, changed := cond(), f.changed
+		f.mu.Unlock()
+		if ok {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-f.done.Done():
+			return errs.New(errs.Unavailable, "the service is stopping")
+		}
+	}
+}
+
+// Members returns every member that is not gone, of one tenant, by gateway and ID.
+func (f *Fleet) Members(t core.TenantID) []core.Member {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var out []core.Member
+	for _, id := range slices.Sorted(maps.Keys(f.live)) {
+		if m := f.live[id]; m.Tenant == t {
+			out = append(out, m.Member)
+		}
+	}
+	return out
+}
+
+// InFlight returns how many queries each member of a gateway runs at this moment.
+func (f *Fleet) InFlight(gatewayUID string) map[string]int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := map[string]int{}
+	for id, m := range f.live {
+		if m.GatewayUID == gatewayUID {
+			out[id] = m.inflight
+		}
+	}
+	return out
+}
+
+// Live reports whether a member of this generation is expected to be running: its
+// certificate is good for nothing otherwise.
+func (f *Fleet) Live(id string, generation int64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.live[id]
+	return m != nil && m.Generation == generation && m.State != core.MemberLeaving
+}
+
+// TunnelUp is called when a member has dialled back.
+func (f *Fleet) TunnelUp(id string, generation int64) {
+	f.setConnected(id, generation, true, "")
+}
+
+// TunnelDown is called when a member's tunnel is lost.
+func (f *Fleet) TunnelDown(id string, generation int64, reason error) {
+	text := "tunnel lost"
+	if reason != nil {
+		text += ": " + reason.Error()
+	}
+	f.setConnected(id, generation, false, text)
+}
+
+func (f *Fleet) setConnected(id string, generation int64, up bool, reason string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.live[id]
+	if m == nil || m.Generation != generation || m.State == core.MemberLeaving {
+		return
+	}
+	m.connected, m.since, m.Reason = up, f.opts.Now(), reason
+	if up {
+		if m.injectedAt.IsZero() { // the host's report is still on its way
+			m.injectedAt = m.since
+		}
+		if m.ReadyAt.IsZero() {
+			m.ReadyAt = m.since
+		}
+		m.State = core.MemberReady
+	} else {
+		m.State = core.MemberInjected
+	}
+	f.log.Info("member "+string(m.State), "member", id, "gateway", m.Gateway, "reason", reason)
+	f.dirty[id] = true
+	f.broadcast()
+}

@@ -1,0 +1,307 @@
+package fleet
+
+import (
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"net"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/hostapi"
+	"github.com/sluice-gateway/sluice/internal/placement"
+	"github.com/sluice-gateway/sluice/internal/store"
+	"github.com/sluice-gateway/sluice/internal/wire"
+)
+
+// maxReport bounds one report of a host, in bytes.
+const maxReport = 8 << 20
+
+// session is one host's connection.
+type session struct {
+	conn net.Conn
+	info core.Host
+	kick chan struct{} // capacity 1: the goal state may have changed
+}
+
+// Hosts returns the hosts that are connected now.
+func (f *Fleet) Hosts() []core.Host {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var out []core.Host
+	for _, name := range slices.Sorted(maps.Keys(f.hosts)) {
+		out = append(out, f.hosts[name].info)
+	}
+	return out
+}
+
+// BumpGoals advances every host's goal state inside a transaction that changes
+// resources. Push must follow once it is committed.
+func (f *Fleet) BumpGoals(tx store.Tx) error {
+	hosts, err := tx.ListHosts()
+	if err != nil {
+		return err
+	}
+	for _, h := range hosts {
+		if _, err := tx.NextGoalVersion(h.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Push sends every host its newest goal state.
+func (f *Fleet) Push() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for name := range f.hosts {
+		f.push(name)
+	}
+}
+
+// push tells a host's sender to look again. The caller holds mu.
+func (f *Fleet) push(host string) {
+	if s := f.hosts[host]; s != nil {
+		select {
+		case s.kick <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// ServeHost speaks with a host until the connection ends, and closes it. A second
+// connection of the same host takes the place of the first.
+func (f *Fleet) ServeHost(ctx context.Context, name string, conn net.Conn) error {
+	s := &session{conn: conn, kick: make(chan struct{}, 1), info: core.Host{Name: name, Connected: true, LastSeen: f.opts.Now()}}
+	defer conn.Close()
+	if err := f.enter(ctx, s); err != nil {
+		return err
+	}
+	defer f.leave(s)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var sender sync.WaitGroup
+	sender.Go(func() {
+		defer conn.Close() // ends the reader
+		if err := f.send(ctx, s); err != nil {
+			f.log.Warn("goal states can't be sent", "host", name, "error", err)
+		}
+	})
+	err := f.receive(ctx, s)
+	cancel()
+	conn.Close()
+	sender.Wait()
+	return err
+}
+
+func (f *Fleet) enter(ctx context.Context, s *session) error {
+	if err := f.storeHost(ctx, s.info); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if old := f.hosts[s.info.Name]; old != nil {
+		old.conn.Close()
+	}
+	f.hosts[s.info.Name] = s
+	f.log.Info("host connected", "host", s.info.Name)
+	s.kick <- struct{}{}
+	f.broadcast()
+	return nil
+}
+
+// storeHost writes what is known of a host, keeping its goal version.
+func (f *Fleet) storeHost(ctx context.Context, h core.Host) error {
+	return f.opts.Store.Write(ctx, func(tx store.Tx) error {
+		hosts, err := tx.ListHosts()
+		if err != nil {
+			return err
+		}
+		for _, have := range hosts {
+			if have.Name == h.Name {
+				h.GoalVersion = max(h.GoalVersion, have.GoalVersion)
+			}
+		}
+		return tx.PutHost(h)
+	})
+}
+
+func (f *Fleet) leave(s *session) {
+	f.mu.Lock()
+	current := f.hosts[s.info.Name] == s
+	if current {
+		delete(f.hosts, s.info.Name)
+	}
+	info := s.info
+	f.broadcast()
+	f.mu.Unlock()
+	if !current {
+		return
+	}
+	f.log.Info("host disconnected", "host", info.Name)
+	info.Connected = false
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := f.storeHost(ctx, info); err != nil {
+		f.log.Warn("a host's state could not be stored", "host", info.Name, "error", err)
+	}
+}
+
+// send keeps the host's goal state up to date, and the connection alive.
+func (f *Fleet) send(ctx context.Context, s *session) error {
+	beat := time.NewTicker(hostapi.Heartbeat)
+	defer beat.Stop()
+	sent := int64(-1)
+	for {
+		var msg hostapi.ToHost
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-beat.C:
+		case <-s.kick:
+			goal, err := f.goal(ctx, s.info.Name)
+			if err != nil {
+				return err
+			}
+			if goal.Version == sent {
+				continue
+			}
+			msg.Goal, sent = &goal, goal.Version
+		}
+		_ = s.conn.SetWriteDeadline(time.Now().Add(hostapi.Silence))
+		if err := wire.Write(s.conn, msg); err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+// goal builds a host's goal state from one snapshot of the store.
+func (f *Fleet) goal(ctx context.Context, host string) (goal core.GoalState, err error) {
+	err = f.opts.Store.Read(ctx, func(tx store.Tx) error {
+		hosts, err := tx.ListHosts()
+		if err != nil {
+			return err
+		}
+		var version int64
+		for _, h := range hosts {
+			if h.Name == host {
+				version = h.GoalVersion
+			}
+		}
+		tenants, err := tx.ListTenants()
+		if err != nil {
+			return err
+		}
+		var resources []core.Stored
+		for _, t := range tenants {
+			set, err := tx.ListResources(t, "")
+			if err != nil {
+				return err
+			}
+			resources = append(resources, set...)
+		}
+		members, err := tx.ListMembers("", false)
+		if err != nil {
+			return err
+		}
+		goal = placement.Goal(host, version, resources, members)
+		return nil
+	})
+	return goal, err
+}
+
+func (f *Fleet) receive(ctx context.Context, s *session) error {
+	for {
+		_ = s.conn.SetReadDeadline(time.Now().Add(hostapi.Silence))
+		var msg hostapi.ToService
+		if err := wire.Read(s.conn, &msg, maxReport); err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+		f.mu.Lock()
+		s.info.LastSeen = f.opts.Now()
+		f.mu.Unlock()
+		if msg.Report != nil {
+			f.report(ctx, s, *msg.Report)
+		}
+	}
+}
+
+// report takes in what a host observed.
+func (f *Fleet) report(ctx context.Context, s *session, r core.HostReport) {
+	f.mu.Lock()
+	s.info.SeenVersion, s.info.Problems = r.Version, r.Problems
+	present := map[string]bool{}
+	var hashes []*member
+	for _, o := range r.Members {
+		if o.Present {
+			present[key(o.ID, o.Generation)] = true
+		}
+		m := f.live[o.ID]
+		if m == nil || m.Generation != o.Generation || m.Host != s.info.Name {
+			continue
+		}
+		if o.JoinTokenHash != "" && o.JoinTokenHash != m.joinHash {
+			m.joinHash = o.JoinTokenHash
+			hashes = append(hashes, m)
+		}
+		f.observe(m, o)
+	}
+	var gone []*member
+	for _, m := range f.live {
+		if r.Complete && m.Host == s.info.Name && m.State == core.MemberLeaving &&
+			r.Version >= m.leavingVersion && !present[key(m.ID, m.Generation)] {
+			gone = append(gone, m)
+		}
+	}
+	f.broadcast()
+	f.mu.Unlock()
+	for _, m := range hashes {
+		f.storeHash(ctx, m)
+	}
+	for _, m := range gone {
+		if err := f.confirmGone(ctx, m); err != nil && ctx.Err() == nil {
+			f.log.Warn("a teardown could not be stored; the host's next report brings it again", "member", m.ID, "error", err)
+		}
+	}
+}
+
+// observe takes in what a host says of one member. The caller holds mu.
+func (f *Fleet) observe(m *member, o core.ObservedMember) {
+	m.hostPhases = o.Phases
+	switch {
+	case o.Exit != "" && !o.Running && m.State != core.MemberLeaving && m.condemned == "":
+		m.condemned = o.Exit // keep() takes it out of the goal state
+		f.log.Warn("member ended", "member", m.ID, "gateway", m.Gateway, "reason", o.Exit)
+		f.dirty[m.ID] = true
+	case o.Running && m.State == core.MemberPlaced:
+		m.State = core.MemberInjected
+		if m.injectedAt.IsZero() {
+			m.injectedAt = f.opts.Now()
+		}
+		f.dirty[m.ID] = true
+	}
+}
+
+func (f *Fleet) storeHash(ctx context.Context, m *member) {
+	err := f.opts.Store.Write(ctx, func(tx store.Tx) error { return tx.SetJoinHash(m.ID, m.Generation, m.joinHash) })
+	if err != nil {
+		f.log.Warn("a member's join token could not be stored", "member", m.ID, "error", err)
+		f.mu.Lock()
+		m.joinHash = "" // the next report tries again
+		f.mu.Unlock()
+	}
+}
+
+func key(id string, generation int64) string {
+	return id + "/" + strconv.FormatInt(generation, 10)
+}

@@ -1,0 +1,286 @@
+package fleet
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/ident"
+	"github.com/sluice-gateway/sluice/internal/placement"
+	"github.com/sluice-gateway/sluice/internal/store"
+)
+
+type subnetKey struct{ vnetUID, subnet string }
+
+type lastAddress = netip.Addr
+
+// place chooses host and addresses for a new member, leases, and writes the goal
+// state's next version, all in one transaction; then it tells the host.
+func (f *Fleet) place(ctx context.Context, gw GatewayRef) (*member, error) {
+	var m core.Member
+	err := f.opts.Store.Write(ctx, func(tx store.Tx) error {
+		var err error
+		m, err = f.plan(tx, gw)
+		if err != nil {
+			return err
+		}
+		if err := tx.PutMember(m); err != nil {
+			return err
+		}
+		return tx.AcquireLease(core.Lease{
+			Tenant: m.Tenant, VNet: m.VNet, VNetUID: m.VNetUID, Subnet: m.Subnet, Address: m.Address,
+			Member: m.ID, Generation: m.Generation, State: core.LeaseHeld, AcquiredAt: m.CreatedAt,
+		}, m.CreatedAt)
+	})
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	live := &member{Member: m, since: m.CreatedAt, leasedAt: f.opts.Now()}
+	f.live[m.ID] = live
+	f.lastIP[subnetKey{m.VNetUID, m.Subnet}] = m.Address
+	f.log.Info("member placed", "member", m.ID, "gateway", m.Gateway, "host", m.Host, "address", m.Address, "generation", m.Generation)
+	f.push(m.Host)
+	f.broadcast()
+	return live, nil
+}
+
+// plan decides about a new member from what the transaction sees.
+func (f *Fleet) plan(tx store.Tx, gw GatewayRef) (core.Member, error) {
+	none := core.Member{}
+	stored, err := tx.GetResource(gw.Tenant, core.KindGateway, gw.Name)
+	if err != nil {
+		return none, err
+	}
+	if stored.UID != gw.UID {
+		return none, errs.New(errs.Conflict, "gateway %s was deleted and made again", gw.Name).WithHint("try again")
+	}
+	spec := stored.Spec.(*core.Gateway)
+	vnet, err := tx.GetResource(gw.Tenant, core.KindVirtualNetwork, spec.VNet)
+	if err != nil {
+		return none, err
+	}
+	host, tunnel, err := f.planHost(tx)
+	if err != nil {
+		return none, err
+	}
+	address, err := f.planAddress(tx, vnet, spec)
+	if err != nil {
+		return none, err
+	}
+	version, err := tx.NextGoalVersion(host)
+	if err != nil {
+		return none, err
+	}
+	return core.Member{
+		ID: ident.New("m"), Tenant: gw.Tenant, Generation: version,
+		Gateway: gw.Name, GatewayUID: gw.UID, VNet: spec.VNet, VNetUID: vnet.UID, Subnet: spec.Subnet,
+		Host: host, Address: address, TunnelAddress: tunnel,
+		State: core.MemberPlaced, Size: spec.Size, CreatedAt: f.opts.Now(),
+	}, nil
+}
+
+func (f *Fleet) planHost(tx store.Tx) (string, netip.Addr, error) {
+	members, err := tx.ListMembers("", false)
+	if err != nil {
+		return "", netip.Addr{}, err
+	}
+	host, err := placement.ChooseHost(f.Hosts(), members)
+	if err != nil {
+		return "", netip.Addr{}, err
+	}
+	tunnel, err := placement.ChooseTunnelAddress(func(a netip.Addr) bool {
+		return slices.ContainsFunc(members, func(m core.Member) bool { return m.Host == host && m.TunnelAddress == a })
+	})
+	return host, tunnel, err
+}
+
+func (f *Fleet) planAddress(tx store.Tx, vnet core.Stored, gw *core.Gateway) (netip.Addr, error) {
+	leases, err := tx.ListLeases(vnet.Tenant)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	now := f.opts.Now()
+	taken := map[netip.Addr]bool{}
+	for _, l := range leases {
+		if l.VNetUID == vnet.UID && (l.State == core.LeaseHeld || now.Before(l.ReusableAt)) {
+			taken[l.Address] = true
+		}
+	}
+	for _, s := range vnet.Spec.(*core.VirtualNetwork).Subnets {
+		if s.Name == gw.Subnet {
+			f.mu.Lock()
+			after := f.lastIP[subnetKey{vnet.UID, s.Name}]
+			f.mu.Unlock()
+			return placement.ChooseAddress(s.Prefix, after, func(a netip.Addr) bool { return taken[a] })
+		}
+	}
+	return netip.Addr{}, errs.New(errs.NotFound, "VirtualNetwork/%s has no subnet %s", vnet.Spec.ResourceName(), gw.Subnet)
+}
+
+// remove takes a member out of its host's goal state. The lease stays until the
+// host confirms the teardown.
+func (f *Fleet) remove(ctx context.Context, m *member, reason string) error {
+	f.mu.Lock()
+	row := m.Member
+	if row.State == core.MemberLeaving || row.State == core.MemberGone {
+		f.mu.Unlock()
+		return nil
+	}
+	m.condemned = reason
+	f.broadcast()
+	f.mu.Unlock()
+
+	row.State, row.Reason = core.MemberLeaving, reason
+	var version int64
+	err := f.opts.Store.Write(ctx, func(tx store.Tx) (err error) {
+		if err = tx.PutMember(row); err != nil {
+			return err
+		}
+		version, err = tx.NextGoalVersion(row.Host)
+		return err
+	})
+	if err != nil {
+		return err // keep() tries again: the member stays condemned
+	}
+	f.mu.Lock()
+	m.State, m.Reason, m.leavingVersion = core.MemberLeaving, reason, version
+	f.push(m.Host)
+	f.broadcast()
+	f.mu.Unlock()
+	f.log.Info("member leaving", "member", m.ID, "gateway", m.Gateway, "reason", reason)
+	f.opts.Disconnect(m.ID, m.Generation)
+	return nil
+}
+
+// confirmGone ends a member whose host no longer has anything of it: the lease goes
+// into quarantine.
+func (f *Fleet) confirmGone(ctx context.Context, m *member) error {
+	now := f.opts.Now()
+	f.mu.Lock()
+	row := m.Member
+	f.mu.Unlock()
+	row.State = core.MemberGone
+	err := f.opts.Store.Write(ctx, func(tx store.Tx) error {
+		if err := tx.PutMember(row); err != nil {
+			return err
+		}
+		return tx.QuarantineLease(row.Tenant, row.VNetUID, row.Address, row.ID, row.Generation, now.Add(f.opts.Quarantine))
+	})
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m.State = core.MemberGone
+	delete(f.live, m.ID)
+	delete(f.dirty, m.ID)
+	f.log.Info("member gone", "member", m.ID, "gateway", m.Gateway, "address", m.Address)
+	f.broadcast()
+	return nil
+}
+
+// keep looks after what no event announces: members that do not dial back, writes
+// that failed, rows that have served their time.
+func (f *Fleet) keep() {
+	defer f.wg.Done()
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	var purged time.Time
+	for {
+		select {
+		case <-f.done.Done():
+			return
+		case <-tick.C:
+		}
+		f.saveDirty()
+		for m, reason := range f.overdue() {
+			if err := f.remove(f.done, m, reason); err != nil {
+				f.log.Warn("a member could not be removed, will try again", "member", m.ID, "error", err)
+			}
+		}
+		if now := f.opts.Now(); now.Sub(purged) > time.Minute {
+			purged = now
+			f.purge(now)
+		}
+	}
+}
+
+// overdue returns the members that must go, each with the reason.
+func (f *Fleet) overdue() map[*member]string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := map[*member]string{}
+	for _, m := range f.live {
+		switch {
+		case m.State == core.MemberLeaving:
+		case m.condemned != "":
+			out[m] = m.condemned
+		case !m.connected && f.opts.Now().Sub(m.since) > f.opts.WakeTimeout:
+			reason := "it did not dial back within " + f.opts.WakeTimeout.String()
+			if m.Reason != "" {
+				reason += " (" + m.Reason + ")"
+			}
+			out[m] = reason
+		}
+	}
+	return out
+}
+
+// saveDirty writes the states that changed since it last ran. They are for people:
+// correctness rests on leaving and gone, which are written at once.
+func (f *Fleet) saveDirty() {
+	f.mu.Lock()
+	var rows []core.Member
+	for id := range f.dirty {
+		if m := f.live[id]; m != nil && m.State != core.MemberLeaving {
+			rows = append(rows, m.Member)
+		}
+	}
+	clear(f.dirty)
+	f.mu.Unlock()
+	if len(rows) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	err := f.opts.Store.Write(ctx, func(tx store.Tx) error {
+		for _, row := range rows {
+			if !f.current(row) {
+				continue
+			}
+			if err := tx.PutMember(row); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		f.log.Warn("members' states could not be stored", "error", err)
+	}
+}
+
+// current reports whether a row to be written late still says what memory says: a
+// member that began to leave meanwhile must not come back.
+func (f *Fleet) current(row core.Member) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.live[row.ID]
+	return m != nil && m.State == row.State && m.condemned == ""
+}
+
+func (f *Fleet) purge(now time.Time) {
+	err := f.opts.Store.Write(f.done, func(tx store.Tx) error {
+		if err := tx.PurgeLeases(now); err != nil {
+			return err
+		}
+		return tx.PurgeMembers(now.Add(-24 * time.Hour))
+	})
+	if err != nil && f.done.Err() == nil {
+		f.log.Warn("old rows could not be purged", "error", err)
+	}
+}
