@@ -97,8 +97,9 @@ func (t table) tableField(i int) (table, bool) {
 	return tableAt(t.buf, pos+int64(off))
 }
 
-// vectorField returns the tables of the vector that field i points to; absent is empty.
-func (t table) vectorField(i int) (vector, bool) {
+// vectorField returns the vector that field i points to, whose elements take width
+// bytes each; absent is empty.
+func (t table) vectorField(i, width int) (vector, bool) {
 	pos, ok := t.field(i)
 	if !ok || pos == 0 {
 		return vector{}, ok
@@ -109,21 +110,21 @@ func (t table) vectorField(i int) (vector, bool) {
 	}
 	n, ok := uint32At(t.buf, pos+int64(off))
 	start := pos + int64(off) + 4
-	if !ok || start+4*int64(n) > int64(len(t.buf)) {
+	if !ok || start+int64(width)*int64(n) > int64(len(t.buf)) {
 		return vector{}, false
 	}
 	return vector{buf: t.buf, start: start, n: int(n)}, true
 }
 
-// vector is a vector of tables.
+// vector is where a vector lies.
 type vector struct {
 	buf   []byte
 	start int64
 	n     int
 }
 
-// at returns table i of the vector.
-func (v vector) at(i int) (table, bool) {
+// table returns element i of a vector of tables.
+func (v vector) table(i int) (table, bool) {
 	pos := v.start + 4*int64(i)
 	off, ok := uint32At(v.buf, pos)
 	if !ok {
