@@ -1,0 +1,341 @@
+package policy
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/sluice-gateway/sluice/internal/core"
+)
+
+// PortBinding is a member's veth: the interface in the virtual network's namespace, and
+// what a packet that comes out of it must carry.
+type PortBinding struct {
+	Interface string
+	MAC       string     // of the member's end
+	Address   netip.Addr // leased
+	Subnet    string
+}
+
+// VNetInput is what the ruleset of one virtual network is made of.
+type VNetInput struct {
+	VNet  core.GoalVNet
+	Ports []PortBinding
+	// Resolvers are the addresses in the namespace on which the resolver answers, UDP
+	// and TCP port 53.
+	Resolvers []netip.Addr
+	// NATInterfaces names, for each NAT gateway, the interface in the namespace that
+	// leads to it. A gateway that is absent is no way out yet.
+	NATInterfaces map[string]string
+}
+
+// CompileVNet gives the nftables text that replaces `table inet sluice` in the
+// namespace of a virtual network. The same input gives the same text, whatever the order
+// of its lists. It fails only for an input that no network can have, with the object and
+// the reason.
+func CompileVNet(in VNetInput) (string, error) {
+	if err := checkVNet(in); err != nil {
+		return "", err
+	}
+	c := newVNetCompiler(in)
+	sections := []func() error{
+		c.header, c.sets, c.antiSpoof, c.forward, c.input, c.output, c.dns, c.dispatch, c.groups,
+	}
+	for _, write := range sections {
+		if err := write(); err != nil {
+			return "", err
+		}
+	}
+	c.out.WriteString("}\n")
+	return c.out.String(), nil
+}
+
+type vnetCompiler struct {
+	in     VNetInput
+	ports  []PortBinding // by interface
+	rules  ruleCompiler
+	chains map[string]string // an NSG's name → what its chains' names begin with
+	out    strings.Builder
+}
+
+func newVNetCompiler(in VNetInput) *vnetCompiler {
+	c := &vnetCompiler{in: in, ports: slices.Clone(in.Ports), chains: chainNames(in.VNet.NSGs)}
+	slices.SortFunc(c.ports, func(a, b PortBinding) int { return strings.Compare(a.Interface, b.Interface) })
+	var space, resolvers []span
+	for _, p := range in.VNet.AddressSpace {
+		space = append(space, prefixSpan(p))
+	}
+	for _, a := range in.Resolvers {
+		resolvers = append(resolvers, span{number(a), number(a)})
+	}
+	c.rules.virtualNetwork = merge(space)
+	c.rules.internet = complement(merge(append(space, notInternet()...)))
+	c.rules.resolvers = merge(resolvers)
+	return c
+}
+
+// notInternet lists what is on nobody's Internet: loopback, link-local and multicast.
+func notInternet() []span {
+	var out []span
+	for _, s := range []string{"127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4"} {
+		out = append(out, prefixSpan(netip.MustParsePrefix(s)))
+	}
+	return out
+}
+
+// chainNames gives each NSG a name that nftables accepts and no other NSG has.
+func chainNames(groups []core.NetworkSecurityGroup) map[string]string {
+	names := make([]string, len(groups))
+	for i, g := range groups {
+		names[i] = g.Name
+	}
+	slices.Sort(names)
+	out, taken := map[string]string{}, map[string]bool{}
+	for _, name := range names {
+		base := "nsg_" + shorten(identifier(name), 80)
+		chain := base
+		for i := 2; taken[chain]; i++ {
+			chain = fmt.Sprintf("%s_%d", base, i)
+		}
+		out[name], taken[chain] = chain, true
+	}
+	return out
+}
+
+func identifier(s string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '-', r == '_':
+			return r
+		}
+		return '_'
+	}, s)
+}
+
+// line writes one indented line of the table's inside.
+func (c *vnetCompiler) line(indent int, format string, args ...any) {
+	c.out.WriteString(strings.Repeat("\t", indent))
+	fmt.Fprintf(&c.out, format, args...)
+	c.out.WriteByte('\n')
+}
+
+func (c *vnetCompiler) header() error {
+	c.line(0, "# Virtual network %s. The first two lines make the third a replacement in one step.", plain(c.in.VNet.Name))
+	c.line(0, "table inet sluice {}")
+	c.line(0, "delete table inet sluice")
+	c.line(0, "table inet sluice {")
+	return nil
+}
+
+func (c *vnetCompiler) sets() error {
+	var members, bindings, holders []string
+	for _, p := range c.ports {
+		members = append(members, fmt.Sprintf("%q", p.Interface))
+		bindings = append(bindings, fmt.Sprintf("%q . %s . %s", p.Interface, canonicalMAC(p.MAC), p.Address))
+		holders = append(holders, fmt.Sprintf("%q . %s", p.Interface, p.Address))
+	}
+	c.set("the interfaces of members", "members", "ifname", "", members)
+	c.set("what each member must send from", "bindings", "ifname . ether_addr . ipv4_addr", "", bindings)
+	c.set("where each leased address is", "holders", "ifname . ipv4_addr", "", holders)
+	c.set("private endpoints", "endpoints", "ipv4_addr . inet_service", "", c.endpoints())
+	c.set("tag PlatformDNS", "resolvers", "ipv4_addr", "interval", texts(c.rules.resolvers, span.addressText))
+	c.set("tag VirtualNetwork", "virtual_network", "ipv4_addr", "interval", texts(c.rules.virtualNetwork, span.addressText))
+	c.set("tag Internet", "internet", "ipv4_addr", "interval", texts(c.rules.internet, span.addressText))
+	return nil
+}
+
+func (c *vnetCompiler) endpoints() []string {
+	list := slices.Clone(c.in.VNet.Endpoints)
+	slices.SortFunc(list, func(a, b core.GoalEndpoint) int {
+		return netip.AddrPortFrom(a.Address, a.Port).Compare(netip.AddrPortFrom(b.Address, b.Port))
+	})
+	var out []string
+	for _, e := range list {
+		out = append(out, fmt.Sprintf("%s . %d", e.Address, e.Port))
+	}
+	return slices.Compact(out)
+}
+
+func (c *vnetCompiler) set(about, name, kind, flags string, elements []string) {
+	c.line(1, "# %s", about)
+	c.line(1, "set %s {", name)
+	c.line(2, "type %s", kind)
+	if flags != "" {
+		c.line(2, "flags %s", flags)
+	}
+	if len(elements) > 0 {
+		c.line(2, "elements = {\n\t\t\t%s\n\t\t}", strings.Join(elements, ",\n\t\t\t"))
+	}
+	c.line(1, "}\n")
+}
+
+// antiSpoof runs before connection tracking, so a forged packet leaves no trace.
+func (c *vnetCompiler) antiSpoof() error {
+	c.line(1, "chain prerouting {")
+	c.line(2, "type filter hook prerouting priority raw; policy drop;")
+	c.line(2, `meta nfproto ipv6 counter drop comment "IPv6 is not carried"`)
+	c.line(2, `icmp type redirect counter drop comment "redirects"`)
+	c.line(2, `iifname . ether saddr . ip saddr @bindings counter accept comment "a member, from its own MAC and address"`)
+	for _, name := range c.natNames() {
+		c.line(2, `iifname %q ip saddr != @virtual_network counter accept comment "%s"`,
+			c.in.NATInterfaces[name], shorten("back from NAT gateway "+plain(name), maxComment))
+	}
+	c.line(2, `counter drop comment "spoofed, or from an interface that has no place here"`)
+	c.line(1, "}\n")
+	return nil
+}
+
+// natNames lists, sorted, the NAT gateways of the network that have an interface.
+func (c *vnetCompiler) natNames() []string {
+	var out []string
+	for _, g := range c.in.VNet.NATGateways {
+		if c.in.NATInterfaces[g.Name] != "" {
+			out = append(out, g.Name)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// state begins a chain: what is known goes on, what is new must come from a member.
+func (c *vnetCompiler) state() {
+	c.line(2, `ct state established,related counter accept comment "known flows"`)
+	c.line(2, `ct state invalid counter drop comment "invalid"`)
+	c.line(2, `iifname != @members counter drop comment "unsolicited: only members begin flows"`)
+}
+
+func (c *vnetCompiler) forward() error {
+	c.line(1, "# From members to members and to NAT gateways.")
+	c.line(1, "chain forward {")
+	c.line(2, "type filter hook forward priority filter; policy drop;")
+	c.state()
+	c.line(2, "jump security_groups")
+	c.line(2, `oifname . ip daddr @holders counter accept comment "to the member that holds the address"`)
+	for _, name := range c.natNames() {
+		if from := c.natSubnets(name); len(from) > 0 {
+			c.line(2, `oifname %q ip saddr %s ip daddr @internet meta l4proto { tcp, udp, icmp } counter accept comment "%s"`,
+				c.in.NATInterfaces[name], oneOf(from), shorten("out through NAT gateway "+plain(name), maxComment))
+		}
+	}
+	c.line(2, `counter drop comment "no route"`)
+	c.line(1, "}\n")
+	return nil
+}
+
+func (c *vnetCompiler) natSubnets(gateway string) []string {
+	var spans []span
+	for _, s := range c.in.VNet.Subnets {
+		if s.NATGateway == gateway {
+			spans = append(spans, prefixSpan(s.Prefix))
+		}
+	}
+	return texts(merge(spans), span.addressText)
+}
+
+func (c *vnetCompiler) input() error {
+	c.line(1, "# To private endpoints and the resolver, which listen in this namespace; nothing else does.")
+	c.line(1, "chain input {")
+	c.line(2, "type filter hook input priority filter; policy drop;")
+	c.state()
+	c.line(2, "ip daddr @resolvers meta l4proto { tcp, udp } th dport %d goto platform_dns", dnsPort)
+	c.line(2, "jump security_groups")
+	c.line(2, `ip daddr . tcp dport @endpoints counter accept comment "private endpoint"`)
+	c.line(2, `counter drop comment "nothing answers there"`)
+	c.line(1, "}\n")
+	return nil
+}
+
+func (c *vnetCompiler) output() error {
+	c.line(1, "# This namespace only answers.")
+	c.line(1, "chain output {")
+	c.line(2, "type filter hook output priority filter; policy drop;")
+	c.line(2, "ct state established,related accept")
+	c.line(1, "}\n")
+	return nil
+}
+
+// dns writes the chain for questions to the resolver: only rules that name it are asked.
+func (c *vnetCompiler) dns() error {
+	c.line(1, "# Questions to the resolver: exempt, unless a rule names PlatformDNS.")
+	c.line(1, "chain platform_dns {")
+	c.vmap("saddr", "dns", func(g core.NetworkSecurityGroup) bool {
+		return slices.ContainsFunc(g.Rules, func(r core.SecurityRule) bool {
+			return r.Direction == core.Outbound && namesDNS(r)
+		})
+	})
+	c.line(2, `counter accept comment "question to the resolver"`)
+	c.line(1, "}\n")
+	return nil
+}
+
+// dispatch writes the chain that both hooks pass: a group's chain returns to it to allow.
+func (c *vnetCompiler) dispatch() error {
+	every := func(core.NetworkSecurityGroup) bool { return true }
+	c.line(1, "# The source's subnet first, then the destination's; to return is to allow.")
+	c.line(1, "chain security_groups {")
+	c.vmap("saddr", "outbound", every)
+	c.vmap("daddr", "inbound", every)
+	c.line(1, "}\n")
+	return nil
+}
+
+// vmap sends each subnet's packets to the chain of its group, where the group has one.
+func (c *vnetCompiler) vmap(field, suffix string, has func(core.NetworkSecurityGroup) bool) {
+	groups := map[string]core.NetworkSecurityGroup{}
+	for _, g := range c.in.VNet.NSGs {
+		groups[g.Name] = g
+	}
+	subnets := slices.Clone(c.in.VNet.Subnets)
+	slices.SortFunc(subnets, func(a, b core.Subnet) int { return a.Prefix.Masked().Addr().Compare(b.Prefix.Masked().Addr()) })
+	var elements []string
+	for _, s := range subnets {
+		if g, ok := groups[s.NSG]; ok && has(g) {
+			elements = append(elements, fmt.Sprintf("%s : jump %s_%s", s.Prefix.Masked(), c.chains[s.NSG], suffix))
+		}
+	}
+	if len(elements) > 0 {
+		c.line(2, "ip %s vmap { %s }", field, strings.Join(elements, ", "))
+	}
+}
+
+func (c *vnetCompiler) groups() error {
+	byName := map[string]core.NetworkSecurityGroup{}
+	for _, g := range c.in.VNet.NSGs {
+		byName[g.Name] = g
+	}
+	for _, name := range slices.Sorted(maps.Keys(byName)) {
+		if err := c.group(byName[name]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *vnetCompiler) group(g core.NetworkSecurityGroup) error {
+	outbound := ordered(g, core.Outbound)
+	dns := slices.DeleteFunc(slices.Clone(outbound), func(r core.SecurityRule) bool { return !namesDNS(r) })
+	if len(dns) > 0 {
+		if err := c.chain(g.Name, "dns", dns); err != nil {
+			return err
+		}
+	}
+	if err := c.chain(g.Name, "outbound", outbound); err != nil {
+		return err
+	}
+	return c.chain(g.Name, "inbound", ordered(g, core.Inbound))
+}
+
+func (c *vnetCompiler) chain(group, suffix string, rules []core.SecurityRule) error {
+	c.line(1, "chain %s_%s {", c.chains[group], suffix)
+	for _, r := range rules {
+		text, err := c.rules.line(group, r)
+		if err != nil {
+			return err
+		}
+		c.line(2, "%s", text)
+	}
+	c.line(1, "}\n")
+	return nil
+}
