@@ -1,0 +1,188 @@
+package identity
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/memberapi"
+)
+
+// Lifetimes of what a CA issues, and how far before its making a certificate begins,
+// so that a clock that is a little behind accepts it.
+const (
+	MemberLifetime = time.Hour
+	HostLifetime   = 24 * time.Hour
+
+	serverLifetime = 24 * time.Hour
+	caLifetime     = 20 * 365 * 24 * time.Hour
+	backdate       = 5 * time.Minute
+)
+
+// CAOptions of OpenCA.
+type CAOptions struct {
+	MemberLifetime time.Duration    // Default MemberLifetime
+	HostLifetime   time.Duration    // Default HostLifetime
+	Clock          func() time.Time // Default time.Now
+}
+
+// CA is the service's certificate authority. Its methods may be called concurrently.
+type CA struct {
+	opts CAOptions
+	cert *x509.Certificate
+	pem  []byte
+	key  crypto.Signer
+
+	mu      sync.Mutex
+	servers map[string]*tls.Certificate // by name, renewed when due
+}
+
+// OpenCA loads the certificate authority of a data directory, making one where there
+// is none: ca.pem, which everyone may read, and ca.key, which only the owner may.
+func OpenCA(dir string, opts CAOptions) (*CA, error) {
+	if opts.MemberLifetime == 0 {
+		opts.MemberLifetime = MemberLifetime
+	}
+	if opts.HostLifetime == 0 {
+		opts.HostLifetime = HostLifetime
+	}
+	if opts.Clock == nil {
+		opts.Clock = time.Now
+	}
+	key, err := openKey(dir)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := openCertificate(dir, key, opts.Clock)
+	if err != nil {
+		return nil, err
+	}
+	return &CA{
+		opts: opts, cert: cert, key: key, servers: map[string]*tls.Certificate{},
+		pem: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}),
+	}, nil
+}
+
+// CertPEM returns the CA's certificate, which clients verify the service with.
+func (c *CA) CertPEM() []byte { return append([]byte(nil), c.pem...) }
+
+// Pool returns the pool that client certificates are verified with.
+func (c *CA) Pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(c.cert)
+	return pool
+}
+
+// Now is the time by the CA's clock.
+func (c *CA) Now() time.Time { return c.opts.Clock() }
+
+// Sign issues a client certificate for subj to the key of a certificate request;
+// whatever else the request asks for is ignored. A lifetime of 0 means the default of
+// the subject's role.
+func (c *CA) Sign(csrDER []byte, subj Subject, lifetime time.Duration) (certDER []byte, notAfter time.Time, err error) {
+	if err := subj.check(); err != nil {
+		return nil, time.Time{}, errs.New(errs.Invalid, "can't certify %s: %w", subj, err)
+	}
+	pub, err := requestedKey(csrDER)
+	if err != nil {
+		return nil, time.Time{}, errs.New(errs.Invalid, "the certificate request of %s: %w", subj, err)
+	}
+	if lifetime == 0 {
+		lifetime = c.lifetime(subj.Role)
+	}
+	tmpl := c.template(subj.Role+" "+subj.Name, lifetime)
+	tmpl.URIs = []*url.URL{subj.uri()}
+	tmpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	certDER, err = x509.CreateCertificate(rand.Reader, tmpl, c.cert, pub, c.key)
+	if err != nil {
+		return nil, time.Time{}, fmt.Errorf("sign a certificate for %s: %w", subj, err)
+	}
+	return certDER, tmpl.NotAfter, nil
+}
+
+func (c *CA) lifetime(role string) time.Duration {
+	if role == memberapi.RoleHost {
+		return c.opts.HostLifetime
+	}
+	return c.opts.MemberLifetime
+}
+
+// template holds what all end certificates have in common. X.509 counts in seconds.
+func (c *CA) template(commonName string, lifetime time.Duration) *x509.Certificate {
+	now := c.opts.Clock()
+	if len(commonName) > 64 { // the limit of the field; the URI and DNS names are what counts
+		commonName = commonName[:64]
+	}
+	return &x509.Certificate{
+		Subject:               pkix.Name{CommonName: commonName},
+		NotBefore:             now.Add(-backdate),
+		NotAfter:              now.Add(lifetime).Truncate(time.Second),
+		KeyUsage:              x509.KeyUsageDigitalSignature,
+		BasicConstraintsValid: true,
+	}
+}
+
+// requestedKey returns the key of a certificate request whose sender holds it.
+func requestedKey(csrDER []byte) (*ecdsa.PublicKey, error) {
+	csr, err := x509.ParseCertificateRequest(csrDER)
+	if err != nil {
+		return nil, err
+	}
+	if err := csr.CheckSignature(); err != nil {
+		return nil, err
+	}
+	pub, ok := csr.PublicKey.(*ecdsa.PublicKey)
+	if !ok || pub.Curve != elliptic.P256() {
+		return nil, fmt.Errorf("its key is not an ECDSA P-256 key")
+	}
+	return pub, nil
+}
+
+// ServerCertificate returns a function for tls.Config.GetCertificate that answers with
+// a certificate for name. It is kept in memory and replaced when two thirds of its life are over.
+func (c *CA) ServerCertificate(name string) func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	return func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.server(name) }
+}
+
+func (c *CA) server(name string) (*tls.Certificate, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.servers[name]; s != nil && c.opts.Clock().Before(s.Leaf.NotAfter.Add(-serverLifetime/3)) {
+		return s, nil
+	}
+	key, err := newKey()
+	if err != nil {
+		return nil, err
+	}
+	tmpl := c.template(name, serverLifetime)
+	tmpl.DNSNames = []string{name}
+	tmpl.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, c.cert, key.Public(), c.key)
+	if err != nil {
+		return nil, fmt.Errorf("sign the certificate of %s: %w", name, err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fmt.Errorf("sign the certificate of %s: %w", name, err)
+	}
+	c.servers[name] = &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+	return c.servers[name], nil
+}
+
+func newKey() (*ecdsa.PrivateKey, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make a key: %w", err)
+	}
+	return key, nil
+}
