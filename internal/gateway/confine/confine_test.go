@@ -30,7 +30,7 @@ func runChild(t *testing.T, env childEnv) childResult {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = []string{"SLUICE_CONFINE_CHILD=" + string(raw), "GOTRACEBACK=all", "SSL_CERT_FILE=" + env.CACerts}
+	cmd.Env = []string{"SLUICE_CONFINE_CHILD=" + string(raw), "GOTRACEBACK=all", "GORACE=atexit_sleep_ms=0", "SSL_CERT_FILE=" + env.CACerts}
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
