@@ -262,3 +262,15 @@ func (f *Fleet) undrain(members []*member) {
 	}
 	f.broadcast()
 }
+
+// Abandon takes a gateway's members out of the goal states without waiting.
+func (f *Fleet) Abandon(gateway string, t core.TenantID, reason string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, m := range f.live {
+		if m.Tenant == t && m.Gateway == gateway && m.State != core.MemberLeaving && m.condemned == "" {
+			m.condemned = reason // keep() does the rest
+		}
+	}
+	f.broadcast()
+}

@@ -1,0 +1,104 @@
+package placement
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/errs"
+)
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+func TestChooseAddress(t *testing.T) {
+	none := func(netip.Addr) bool { return false }
+	except := func(free ...string) func(netip.Addr) bool {
+		return func(a netip.Addr) bool {
+			for _, f := range free {
+				if a == addr(f) {
+					return false
+				}
+			}
+			return true
+		}
+	}
+	tests := []struct {
+		name   string
+		subnet string
+		after  netip.Addr
+		taken  func(netip.Addr) bool
+		want   string // "" means exhausted
+	}{
+		{"first of a /24 skips the reserved ones", "10.0.0.0/24", netip.Addr{}, none, "10.0.0.4"},
+		{"next after the last one handed out", "10.0.0.0/24", addr("10.0.0.9"), none, "10.0.0.10"},
+		{"round to the start after the last usable", "10.0.0.0/24", addr("10.0.0.254"), none, "10.0.0.4"},
+		{"never the broadcast address", "10.0.0.0/24", addr("10.0.0.253"), except("10.0.0.255", "10.0.0.5"), "10.0.0.5"},
+		{"a /29 has three", "10.0.0.8/29", netip.Addr{}, except("10.0.0.14"), "10.0.0.14"},
+		{"a full /29", "10.0.0.8/29", netip.Addr{}, except("10.0.0.8", "10.0.0.9", "10.0.0.10", "10.0.0.11", "10.0.0.15"), ""},
+		{"an address of another subnet says nothing", "10.0.0.0/24", addr("10.9.0.77"), none, "10.0.0.4"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := ChooseAddress(netip.MustParsePrefix(tt.subnet), tt.after, tt.taken)
+			if tt.want == "" {
+				if errs.ClassOf(err) != errs.Exhausted {
+					t.Fatalf("got %v, %v; want an error of class exhausted", got, err)
+				}
+				return
+			}
+			if err != nil || got != addr(tt.want) {
+				t.Fatalf("got %v, %v; want %s", got, err, tt.want)
+			}
+		})
+	}
+}
+
+func TestChooseHost(t *testing.T) {
+	hosts := []core.Host{{Name: "c", Connected: true}, {Name: "a", Connected: true}, {Name: "b"}}
+	members := []core.Member{
+		{Host: "a", State: core.MemberReady}, {Host: "c", State: core.MemberReady},
+		{Host: "c", State: core.MemberLeaving}, {Host: "a", State: core.MemberGone}, {Host: "a", State: core.MemberGone},
+	}
+	if got, err := ChooseHost(hosts, members); err != nil || got != "a" {
+		t.Errorf("got %q, %v; want a: fewest members that exist", got, err)
+	}
+	if _, err := ChooseHost([]core.Host{{Name: "b"}}, nil); errs.ClassOf(err) != errs.Unavailable {
+		t.Errorf("no connected host: got %v; want class unavailable", err)
+	}
+}
+
+func TestGoal(t *testing.T) {
+	stored := func(uid string, r core.Resource) core.Stored {
+		return core.Stored{Tenant: "t", UID: uid, Spec: r}
+	}
+	vnet := &core.VirtualNetwork{Name: "corp", Subnets: []core.Subnet{{Name: "s", NSG: "n"}}}
+	resources := []core.Stored{
+		stored("v1", vnet), stored("v2", &core.VirtualNetwork{Name: "unused"}),
+		stored("n1", &core.NetworkSecurityGroup{Name: "n"}), stored("n2", &core.NetworkSecurityGroup{Name: "other"}),
+		stored("g1", &core.Gateway{Name: "g", VNet: "corp", Subnet: "s"}),
+		stored("z1", &core.PrivateDNSZone{Name: "corp.internal", VNets: []string{"corp"}}),
+		stored("e1", &core.PrivateEndpoint{Name: "db", VNet: "corp", Subnet: "s", Address: addr("10.0.1.4"), Target: "127.0.0.1:5432", DNSName: "db.corp.internal"}),
+		stored("e2", &core.PrivateEndpoint{Name: "far", VNet: "unused", Address: addr("10.0.1.4"), Target: "127.0.0.1:5432", DNSName: "x.corp.internal"}),
+	}
+	members := []core.Member{
+		{ID: "m1", Host: "h", State: core.MemberReady, VNetUID: "v1"},
+		{ID: "m2", Host: "h", State: core.MemberLeaving, VNetUID: "v1"},
+		{ID: "m3", Host: "other", State: core.MemberReady, VNetUID: "v1"},
+	}
+	got := Goal("h", 7, resources, members)
+	want := core.GoalState{
+		Version: 7,
+		VNets: []core.GoalVNet{{
+			UID: "v1", Tenant: "t", Name: "corp", Subnets: vnet.Subnets,
+			NSGs:      []core.NetworkSecurityGroup{{Name: "n"}},
+			Endpoints: []core.GoalEndpoint{{UID: "e1", Name: "db", Subnet: "s", Address: addr("10.0.1.4"), Port: 5432, Target: "127.0.0.1:5432"}},
+			Zones:     []core.GoalZone{{Name: "corp.internal", Records: []core.GoalRecord{{Name: "db.corp.internal", Address: addr("10.0.1.4")}}}},
+		}},
+		Members: []core.GoalMember{{ID: "m1", VNetUID: "v1"}},
+	}
+	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Errorf("goal state (-want +got):\n%s", diff)
+	}
+}
