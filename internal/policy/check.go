@@ -14,9 +14,12 @@ import (
 // checkVNet refuses what no network can have and what would not be valid text.
 func checkVNet(in VNetInput) error {
 	object := "VirtualNetwork/" + in.VNet.Name
-	for _, check := range []func(VNetInput) *errs.Error{checkSpace, checkSubnets, checkPorts, checkListeners, checkNAT} {
+	for _, check := range []func(VNetInput) *errs.Error{checkSpace, checkGroups, checkSubnets, checkPorts, checkListeners, checkNAT} {
 		if err := check(in); err != nil {
-			return err.On(object, err.Field)
+			if err.Object == "" {
+				err.Object = object
+			}
+			return err
 		}
 	}
 	return nil
@@ -26,6 +29,25 @@ func checkSpace(in VNetInput) *errs.Error {
 	for i, p := range in.VNet.AddressSpace {
 		if !p.IsValid() || !p.Addr().Is4() {
 			return invalid(fmt.Sprintf("addressSpace[%d]", i), "virtual network %s: %s is not an IPv4 prefix", in.VNet.Name, p)
+		}
+	}
+	return nil
+}
+
+func checkGroups(in VNetInput) *errs.Error {
+	names := map[string]bool{}
+	for i, g := range in.VNet.NSGs {
+		if names[g.Name] {
+			return invalid(fmt.Sprintf("nsgs[%d]", i), "network security group %s is there twice", g.Name)
+		}
+		names[g.Name] = true
+		for _, r := range g.Rules {
+			if r.Direction != core.Inbound && r.Direction != core.Outbound {
+				return invalidRule(g.Name, r, invalid("direction", "%q is not a direction", r.Direction))
+			}
+			if r.Access != core.Allow && r.Access != core.Deny {
+				return invalidRule(g.Name, r, invalid("access", "%q is not an access", r.Access))
+			}
 		}
 	}
 	return nil
@@ -115,6 +137,12 @@ func checkNAT(in VNetInput) *errs.Error {
 		owner[iface] = "NAT gateway " + name
 	}
 	return nil
+}
+
+// invalidRule completes an error about a field of a rule.
+func invalidRule(nsg string, r core.SecurityRule, cause *errs.Error) *errs.Error {
+	err := errs.New(errs.Invalid, "rule %s of network security group %s: %s", r.Name, nsg, cause.Message)
+	return err.On("NetworkSecurityGroup/"+nsg, "rules["+r.Name+"]."+cause.Field)
 }
 
 // checkInterface refuses what the kernel would, and the star, which nftables reads as a

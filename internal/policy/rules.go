@@ -40,19 +40,15 @@ func namesDNS(r core.SecurityRule) bool { return slices.Contains(r.Destination, 
 func (c ruleCompiler) line(nsg string, r core.SecurityRule) (string, error) {
 	match, possible, err := c.match(r)
 	if err != nil {
-		return "", err.On("NetworkSecurityGroup/"+nsg, "rules["+r.Name+"]."+err.Field)
+		return "", invalidRule(nsg, r, err)
 	}
 	label := label(nsg, r)
 	if !possible {
 		return "# " + label + ": matches nothing here", nil
 	}
 	verdict := "drop"
-	switch r.Access {
-	case core.Allow:
+	if r.Access == core.Allow {
 		verdict = "return"
-	case core.Deny:
-	default:
-		return "", invalid("access", "rule %s of network security group %s has the access %q", r.Name, nsg, r.Access)
 	}
 	return strings.TrimSpace(match+" counter "+verdict) + ` comment "` + label + `"`, nil
 }
