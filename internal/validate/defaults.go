@@ -1,0 +1,53 @@
+package validate
+
+import (
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/core"
+)
+
+const (
+	defaultMembers   = 1
+	defaultAutoPause = core.Duration(30 * time.Minute)
+	defaultCPUs      = 2
+	defaultMemoryMiB = 8192
+)
+
+// Defaults fills in what a resource leaves out. Doing it twice changes nothing more.
+func Defaults(r core.Resource) {
+	switch r := r.(type) {
+	case *core.NATGateway:
+		setDefault(&r.IdleTimeout, minIdleTimeout)
+	case *core.Gateway:
+		setDefault(&r.Members.Max, defaultMembers)
+		setDefault(&r.AutoPause, defaultAutoPause)
+		setDefault(&r.Size.CPUs, defaultCPUs)
+		setDefault(&r.Size.MemoryMiB, defaultMemoryMiB)
+	case *core.DataSource:
+		setDefault(&r.Credentials.Kind, core.CredentialAnonymous)
+		if r.ReadOnly == nil {
+			readOnly := true
+			r.ReadOnly = &readOnly
+		}
+	}
+}
+
+func setDefault[T comparable](v *T, d T) {
+	var zero T
+	if *v == zero {
+		*v = d
+	}
+}
+
+// Inherit carries over to a new version of a resource what the service chose for the
+// stored one: the address of an endpoint that names none and stays in its subnet.
+func Inherit(next, stored core.Resource) {
+	n, ok := next.(*core.PrivateEndpoint)
+	if !ok {
+		return
+	}
+	s, ok := stored.(*core.PrivateEndpoint)
+	if ok && !n.Address.IsValid() && n.VNet == s.VNet && n.Subnet == s.Subnet {
+		n.Address = s.Address
+	}
+}
