@@ -186,3 +186,11 @@ func newKey() (*ecdsa.PrivateKey, error) {
 	}
 	return key, nil
 }
+
+// CheckRequest reports, with class Invalid, why a certificate request can't be signed.
+func CheckRequest(csrDER []byte) error {
+	if _, err := requestedKey(csrDER); err != nil {
+		return errs.New(errs.Invalid, "the certificate request: %w", err)
+	}
+	return nil
+}
