@@ -282,7 +282,7 @@ func refusal(resp *http.Response) error {
 // WaitReady waits until the service answers that it is ready.
 func (c *Client) WaitReady(ctx context.Context) error {
 	for {
-		_, err := c.do(ctx, http.MethodGet, "/readyz", nil, MediaJSON)
+		err := c.call(ctx, http.MethodGet, "/readyz", nil, nil)
 		if err == nil {
 			return nil
 		}

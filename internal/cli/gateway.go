@@ -1,0 +1,188 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sluice-gateway/sluice/client"
+	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/errs"
+)
+
+func (a *app) gatewayCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "gateway", Short: "Wake, pause or restart a gateway"}
+	for _, act := range []struct{ verb, done, short string }{
+		{"wake", "running", "Start a member, if none runs, and wait until it is ready"},
+		{"pause", "paused", "Let queries finish, then tear the members down and wait until that is confirmed"},
+		{"restart", "running", "Pause, then wake"},
+	} {
+		var timeout time.Duration
+		sub := &cobra.Command{
+			Use: act.verb + " NAME", Short: act.short, Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeNames("gateways"),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				c, err := a.client()
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+				defer cancel()
+				begun := time.Now()
+				if err := c.Gateway(ctx, act.verb, args[0]); err != nil {
+					return err
+				}
+				_, err = fmt.Fprintf(a.Out, "Gateway/%s %s (%s)\n", args[0], act.done, milliseconds(time.Since(begun)))
+				return err
+			},
+		}
+		sub.Flags().DurationVar(&timeout, "timeout", 2*time.Minute, "how long to wait")
+		cmd.AddCommand(sub)
+	}
+	return requireSub(cmd)
+}
+
+// requireSub makes a command group refuse an unknown or missing subcommand.
+func requireSub(cmd *cobra.Command) *cobra.Command {
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return errs.New(errs.Invalid, "unknown command %q for %q", args[0], cmd.CommandPath()).WithHint("%s --help", cmd.CommandPath())
+		}
+		return cmd.Help()
+	}
+	return cmd
+}
+
+func (a *app) dataSourceCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "datasource", Short: "Test a data source"}
+	cmd.AddCommand(&cobra.Command{
+		Use: "test NAME", Short: "Resolve, connect, TLS, sign in, run a trivial query: each step with its time",
+		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeNames("datasources"),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.testDataSource(cmd.Context(), args[0]) },
+	})
+	return requireSub(cmd)
+}
+
+func (a *app) testDataSource(ctx context.Context, name string) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	var out client.TestResult
+	if err := c.Post(ctx, "/v1/datasources/"+url.PathEscape(name)+"/test", struct{}{}, &out); err != nil {
+		return err
+	}
+	for _, s := range out.Steps {
+		verdict := "ok"
+		if s.Error != "" {
+			verdict = "failed"
+		}
+		fmt.Fprintf(a.Out, "%-8s %10s  %-6s  %s\n", s.Name, milliseconds(s.Duration), verdict, s.Detail)
+	}
+	if n := len(out.Steps); n > 0 && out.Steps[n-1].Error != "" {
+		last := out.Steps[n-1]
+		return (&errs.Error{Class: errs.Source, Message: last.Error, Hint: last.Hint}).WithStep(last.Name)
+	}
+	return nil
+}
+
+func (a *app) checkCommand() *cobra.Command {
+	var gateway, from, to, protocol string
+	var dry bool
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "check -g GATEWAY --to HOST:PORT",
+		Short: "Tell whether a gateway may reach a destination, by which rules, and whether it does",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			host, port, err := splitHostPort(to)
+			if err != nil {
+				return err
+			}
+			in := client.Check{Gateway: gateway, From: from, Host: host, Port: port, Protocol: protocolOf(protocol), Dry: dry, Timeout: timeout}
+			return a.check(cmd.Context(), in)
+		},
+	}
+	fl := cmd.Flags()
+	fl.StringVarP(&gateway, "gateway", "g", "", "gateway")
+	fl.StringVar(&from, "from", "member", "member, or subnet: any address of the gateway's subnet, rules only")
+	fl.StringVar(&to, "to", "", "HOST:PORT")
+	fl.StringVar(&protocol, "protocol", "tcp", "tcp; with --dry also udp, icmp")
+	fl.BoolVar(&dry, "dry", false, "the rules' verdict alone, no probe")
+	fl.DurationVar(&timeout, "timeout", 5*time.Second, "bound on the probe")
+	_ = cmd.RegisterFlagCompletionFunc("gateway", func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		return a.names(cmd, "gateways"), cobra.ShellCompDirectiveNoFileComp
+	})
+	return cmd
+}
+
+func splitHostPort(to string) (string, uint16, error) {
+	host, portText, err := net.SplitHostPort(to)
+	if err != nil {
+		return "", 0, errs.New(errs.Invalid, "--to %q is not HOST:PORT", to)
+	}
+	port, err := strconv.ParseUint(portText, 10, 16)
+	if err != nil || port == 0 {
+		return "", 0, errs.New(errs.Invalid, "--to %q: %q is not a port", to, portText)
+	}
+	return host, uint16(port), nil
+}
+
+func protocolOf(word string) core.Protocol {
+	switch word {
+	case "tcp", "TCP":
+		return core.ProtocolTCP
+	case "udp", "UDP":
+		return core.ProtocolUDP
+	case "icmp", "ICMP":
+		return core.ProtocolICMP
+	}
+	return core.Protocol(word)
+}
+
+func (a *app) check(ctx context.Context, in client.Check) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	var out client.CheckResult
+	if err := c.Post(ctx, "/v1/check", in, &out); err != nil {
+		return err
+	}
+	verdict := "denied"
+	if out.Allowed {
+		verdict = "allowed"
+	}
+	fmt.Fprintf(a.Out, "rules: %s  %s → %s\n", verdict, out.Source, net.JoinHostPort(orText(out.Destination, in.Host), strconv.Itoa(int(in.Port))))
+	for _, r := range out.Reasons {
+		fmt.Fprintf(a.Out, "  %s\n", r)
+	}
+	if p := out.Probe; p != nil {
+		if p.Connected {
+			fmt.Fprintf(a.Out, "probe: connected in %s\n", milliseconds(p.Connect))
+		} else {
+			fmt.Fprintf(a.Out, "probe: %s\n", p.Error)
+		}
+	}
+	if out.Agree != nil && !*out.Agree {
+		fmt.Fprintln(a.Out, "rules and probe don't agree")
+	}
+	if !out.Allowed || out.Probe != nil && !out.Probe.Connected {
+		return errs.New(errs.Unavailable, "%s can't be reached from gateway %s", net.JoinHostPort(in.Host, strconv.Itoa(int(in.Port))), in.Gateway)
+	}
+	return nil
+}
+
+func orText(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}

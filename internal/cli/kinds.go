@@ -1,0 +1,174 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/errs"
+)
+
+// kind is a kind of object as the command line shows it.
+type kind struct {
+	name    string // "VirtualNetwork"
+	plural  string // in the API's paths
+	columns []column
+}
+
+// column is one column of a table: where its value stands in the object's JSON, or how
+// it follows from the object.
+type column struct {
+	header string
+	path   string // "status.state"
+	value  func(object map[string]any) string
+}
+
+var kinds = []kind{
+	{"VirtualNetwork", "virtualnetworks", []column{{"NAME", "name", nil}, {"ADDRESS SPACE", "addressSpace", nil}, {"SUBNETS", "", subnets}}},
+	{"NetworkSecurityGroup", "networksecuritygroups", []column{{"NAME", "name", nil}, {"RULES", "", count("rules")}}},
+	{"NATGateway", "natgateways", []column{{"NAME", "name", nil}, {"VNET", "vnet", nil}, {"PUBLIC ADDRESSES", "publicAddresses", nil}, {"IDLE TIMEOUT", "idleTimeout", nil}}},
+	{"PrivateDNSZone", "privatednszones", []column{{"NAME", "name", nil}, {"VNETS", "vnets", nil}}},
+	{"PrivateEndpoint", "privateendpoints", []column{{"NAME", "name", nil}, {"VNET", "vnet", nil}, {"SUBNET", "subnet", nil}, {"ADDRESS", "address", nil}, {"TARGET", "target", nil}, {"DNS NAME", "dnsName", nil}}},
+	{"Gateway", "gateways", []column{{"NAME", "name", nil}, {"VNET", "vnet", nil}, {"SUBNET", "subnet", nil}, {"STATE", "status.state", nil}, {"MEMBERS", "", count("status.members")}, {"AUTO-PAUSE", "autoPause", nil}, {"REASON", "status.reason", nil}}},
+	{"DataSource", "datasources", []column{{"NAME", "name", nil}, {"TYPE", "type", nil}, {"GATEWAY", "gateway", nil}, {"HOST", "parameters.host", nil}, {"DATABASE", "parameters.database", nil}}},
+	{"Member", "members", []column{{"ID", "id", nil}, {"GATEWAY", "gateway", nil}, {"STATE", "state", nil}, {"ADDRESS", "address", nil}, {"HOST", "host", nil}, {"AGE", "", age("createdAt")}, {"REASON", "reason", nil}}},
+	{"Host", "hosts", []column{{"NAME", "name", nil}, {"CONNECTED", "connected", nil}, {"GOAL", "goalVersion", nil}, {"SEEN", "seenVersion", nil}, {"LAST SEEN", "", age("lastSeen")}, {"PROBLEMS", "problems", nil}}},
+	{"Lease", "leases", []column{{"ADDRESS", "address", nil}, {"VNET", "vnet", nil}, {"SUBNET", "subnet", nil}, {"MEMBER", "member", nil}, {"STATE", "state", nil}, {"AGE", "", age("acquiredAt")}}},
+	{"Query", "queries", []column{{"ID", "id", nil}, {"STATE", "state", nil}, {"USER", "user", nil}, {"SOURCE", "source", nil}, {"STARTED", "", when("startedAt")}, {"TIME", "", elapsed}, {"ROWS", "rows", nil}, {"SQL", "", firstLine("sql")}, {"ERROR", "", firstLine("error")}}},
+}
+
+// kindOf finds a kind by its singular or plural in any case.
+func kindOf(word string) (kind, error) {
+	w := strings.ToLower(word)
+	for _, k := range kinds {
+		if w == strings.ToLower(k.name) || w == k.plural {
+			return k, nil
+		}
+	}
+	return kind{}, errs.New(errs.Invalid, "%q is not a kind", word).WithHint("one of %s", strings.Join(plurals(), ", "))
+}
+
+func plurals() []string {
+	out := make([]string, len(kinds))
+	for i, k := range kinds {
+		out[i] = k.plural
+	}
+	return out
+}
+
+// table prints objects of the kind; columns that are empty throughout are left out.
+func (k kind) table(w io.Writer, items []json.RawMessage) error {
+	headers := make([]string, len(k.columns))
+	for i, c := range k.columns {
+		headers[i] = c.header
+	}
+	rows := make([][]string, len(items))
+	for i, item := range items {
+		var object map[string]any
+		if err := json.Unmarshal(item, &object); err != nil {
+			return fmt.Errorf("the service's answer: %w", err)
+		}
+		for _, c := range k.columns {
+			if c.value != nil {
+				rows[i] = append(rows[i], c.value(object))
+			} else {
+				rows[i] = append(rows[i], text(lookup(object, c.path)))
+			}
+		}
+	}
+	return PrintTable(w, headers, rows)
+}
+
+// lookup finds "status.state" in an object.
+func lookup(object map[string]any, path string) any {
+	var at any = object
+	for _, part := range strings.Split(path, ".") {
+		m, ok := at.(map[string]any)
+		if !ok {
+			return nil
+		}
+		at = m[part]
+	}
+	return at
+}
+
+func text(v any) string {
+	switch v := v.(type) {
+	case nil:
+		return ""
+	case []any:
+		parts := make([]string, len(v))
+		for i, p := range v {
+			parts[i] = text(p)
+		}
+		return strings.Join(parts, ",")
+	case bool:
+		if v {
+			return "yes"
+		}
+		return "no"
+	case float64:
+		return fmt.Sprintf("%.0f", v)
+	}
+	return fmt.Sprint(v)
+}
+
+func count(path string) func(map[string]any) string {
+	return func(o map[string]any) string {
+		list, _ := lookup(o, path).([]any)
+		return fmt.Sprint(len(list))
+	}
+}
+
+func subnets(o map[string]any) string {
+	list, _ := o["subnets"].([]any)
+	var out []string
+	for _, s := range list {
+		if m, ok := s.(map[string]any); ok {
+			out = append(out, text(m["name"])+" "+text(m["prefix"]))
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+func timeAt(o map[string]any, path string) time.Time {
+	t, _ := time.Parse(time.RFC3339Nano, text(lookup(o, path)))
+	return t
+}
+
+func age(path string) func(map[string]any) string {
+	return func(o map[string]any) string {
+		t := timeAt(o, path)
+		if t.IsZero() {
+			return ""
+		}
+		return time.Since(t).Round(time.Second).String()
+	}
+}
+
+func when(path string) func(map[string]any) string {
+	return func(o map[string]any) string {
+		t := timeAt(o, path)
+		if t.IsZero() {
+			return ""
+		}
+		return t.Local().Format("2006-01-02 15:04:05")
+	}
+}
+
+func elapsed(o map[string]any) string {
+	from, to := timeAt(o, "startedAt"), timeAt(o, "endedAt")
+	if to.IsZero() {
+		return ""
+	}
+	return milliseconds(to.Sub(from))
+}
+
+func firstLine(path string) func(map[string]any) string {
+	return func(o map[string]any) string {
+		s := strings.Join(strings.Fields(text(lookup(o, path))), " ")
+		return s
+	}
+}
