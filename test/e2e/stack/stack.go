@@ -1,0 +1,383 @@
+// Package stack runs real installations for tests: the real programs, on the real
+// kernel, with a real runtime, each with directories, addresses and names of its own.
+//
+// The end-to-end tests and the benchmarks use it. Everything that it starts ends with
+// the test, and what a test leaves on the machine fails it.
+package stack
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sluice-gateway/sluice/client"
+)
+
+// Stack is one installation: service and host in one process, or apart.
+type Stack struct {
+	Dir    string // of the test
+	Data   string
+	Run    string
+	Socket string
+	HTTP   string
+	Flight string
+	Hosts  string
+	Bin    string // the folder with the programs
+
+	t     testing.TB
+	mu    sync.Mutex
+	procs map[string]*Proc
+	token string
+}
+
+// Proc is a running program of an installation.
+type Proc struct {
+	Cmd  *exec.Cmd
+	Log  *Log
+	done chan struct{}
+}
+
+// Log collects what a program writes.
+type Log struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+// Write implements io.Writer.
+func (l *Log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+// String returns what was written so far.
+func (l *Log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+var build struct {
+	once sync.Once
+	dir  string
+	err  error
+}
+
+// Binaries builds the programs, once per test binary, and returns their folder. sluice
+// is built with the race detector if the test is.
+func Binaries(t testing.TB) string {
+	t.Helper()
+	build.once.Do(func() {
+		build.dir, build.err = os.MkdirTemp("", "sluice-bin-")
+		if build.err == nil {
+			build.err = compile(build.dir)
+		}
+	})
+	if build.err != nil {
+		t.Fatalf("build the programs: %v", build.err)
+	}
+	return build.dir
+}
+
+// RemoveBinaries removes what Binaries built: for TestMain.
+func RemoveBinaries() {
+	if build.dir != "" {
+		os.RemoveAll(build.dir)
+	}
+}
+
+func compile(dir string) error {
+	args := []string{"build", "-trimpath"}
+	if raceEnabled {
+		args = append(args, "-race")
+	}
+	for _, c := range []struct {
+		env  string
+		args []string
+	}{
+		{"CGO_ENABLED=0", []string{"build", "-trimpath", "-ldflags=-s -w", "-o", dir + "/", "github.com/sluice-gateway/sluice/cmd/sluice-gateway"}},
+		{raceEnv, append(args, "-o", dir+"/", "github.com/sluice-gateway/sluice/cmd/sluice")},
+	} {
+		cmd := exec.Command("go", c.args...)
+		cmd.Env = append(os.Environ(), c.env)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("go %s: %w\n%s", strings.Join(c.args, " "), err, out)
+		}
+	}
+	return os.Chmod(dir, 0o755)
+}
+
+// New prepares an installation; nothing runs yet. What it made on the machine is
+// removed at the end of the test, and the test fails if something stays.
+func New(t testing.TB) *Stack {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("needs root: it makes network namespaces and containers")
+	}
+	dir, err := os.MkdirTemp("", "sluice-e2e-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Stack{
+		Dir: dir, Data: filepath.Join(dir, "data"), Run: "/run/" + filepath.Base(dir), Socket: filepath.Join(dir, "sock"),
+		HTTP: freeAddr(t), Flight: freeAddr(t), Hosts: freeAddr(t), Bin: Binaries(t), t: t, procs: map[string]*Proc{},
+	}
+	t.Cleanup(s.end)
+	return s
+}
+
+// freeAddr returns an address that nobody listens on now.
+func freeAddr(t testing.TB) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// end stops and removes everything.
+func (s *Stack) end() {
+	for name := range s.procs {
+		s.Stop(name, syscall.SIGTERM)
+	}
+	if out, err := s.Command("host", "cleanup", "--run-dir", s.Run).CombinedOutput(); err != nil {
+		s.t.Errorf("host cleanup: %v\n%s", err, out)
+	}
+	if left := s.Leftovers(); len(left) > 0 {
+		s.t.Errorf("left on the machine:\n%s", strings.Join(left, "\n"))
+	}
+	if s.t.Failed() {
+		for name, p := range s.procs {
+			s.t.Logf("log of %s:\n%s", name, tail(p.Log.String(), 16<<10))
+		}
+	}
+	os.RemoveAll(s.Dir)
+	os.RemoveAll(s.Run)
+}
+
+func tail(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return "…" + s[len(s)-n:]
+}
+
+// Up starts service and host in one process and waits until both are ready.
+func (s *Stack) Up(extra ...string) *Proc {
+	s.t.Helper()
+	args := append([]string{"up"}, s.serviceArgs()...)
+	args = append(append(args, s.hostArgs()...), extra...)
+	p := s.Start("up", args...)
+	s.Ready()
+	return p
+}
+
+// Service starts the service alone; Host the host alone.
+func (s *Stack) Service(extra ...string) *Proc {
+	s.t.Helper()
+	return s.Start("service", append(append([]string{"service"}, s.serviceArgs()...), extra...)...)
+}
+
+// Host starts the host alone, against this installation's service.
+func (s *Stack) Host(extra ...string) *Proc {
+	s.t.Helper()
+	args := append([]string{"host", "--service", s.Hosts, "--ca", s.Data + "/ca.pem", "--token-file", s.Data + "/host.token"}, s.hostArgs()...)
+	return s.Start("host", append(args, extra...)...)
+}
+
+func (s *Stack) serviceArgs() []string {
+	return []string{"--data-dir", s.Data, "--http", s.HTTP, "--flight", s.Flight, "--hosts", s.Hosts, "--socket", s.Socket}
+}
+
+func (s *Stack) hostArgs() []string {
+	return []string{"--name", "h1", "--run-dir", s.Run}
+}
+
+// Start starts a program of the installation under a name.
+func (s *Stack) Start(name string, args ...string) *Proc {
+	s.t.Helper()
+	p := &Proc{Cmd: s.Command(args...), Log: &Log{}, done: make(chan struct{})}
+	if old := s.procs[name]; old != nil {
+		p.Log = old.Log
+	}
+	p.Cmd.Stdout, p.Cmd.Stderr = p.Log, p.Log
+	if err := p.Cmd.Start(); err != nil {
+		s.t.Fatalf("start %s: %v", name, err)
+	}
+	go func() {
+		_ = p.Cmd.Wait()
+		close(p.done)
+	}()
+	s.mu.Lock()
+	s.procs[name] = p
+	s.mu.Unlock()
+	return p
+}
+
+// Stop sends a signal and waits for the end.
+func (s *Stack) Stop(name string, sig syscall.Signal) {
+	s.t.Helper()
+	p := s.procs[name]
+	if p == nil {
+		return
+	}
+	_ = p.Cmd.Process.Signal(sig)
+	select {
+	case <-p.done:
+	case <-time.After(60 * time.Second):
+		_ = p.Cmd.Process.Kill()
+		<-p.done
+		s.t.Errorf("%s did not end within 60 s of signal %v", name, sig)
+	}
+}
+
+// Done is closed when the program has ended.
+func (p *Proc) Done() <-chan struct{} { return p.done }
+
+// Command makes a command of the sluice program that speaks to this installation.
+func (s *Stack) Command(args ...string) *exec.Cmd {
+	cmd := exec.Command(filepath.Join(s.Bin, "sluice"), args...)
+	cmd.Env = append(os.Environ(), "SLUICE_SOCKET="+s.Socket, "SLUICE_URL=", "SLUICE_TOKEN=")
+	return cmd
+}
+
+// Result of a command.
+type Result struct {
+	Out, Err string
+	Exit     int
+}
+
+// Sluice runs the command line and returns what it printed and its exit status.
+func (s *Stack) Sluice(args ...string) Result {
+	s.t.Helper()
+	return s.SluiceEnv(nil, args...)
+}
+
+// SluiceEnv is Sluice with more environment and a bound of two minutes.
+func (s *Stack) SluiceEnv(env []string, args ...string) Result {
+	s.t.Helper()
+	cmd := s.Command(args...)
+	cmd.Env = append(cmd.Env, env...)
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	if err := cmd.Start(); err != nil {
+		s.t.Fatalf("sluice %v: %v", args, err)
+	}
+	timer := time.AfterFunc(2*time.Minute, func() { _ = cmd.Process.Kill() })
+	_ = cmd.Wait()
+	timer.Stop()
+	return Result{Out: out.String(), Err: errOut.String(), Exit: cmd.ProcessState.ExitCode()}
+}
+
+// Must runs the command line, fails the test unless it succeeds, and returns what it
+// printed on standard output.
+func (s *Stack) Must(args ...string) string {
+	s.t.Helper()
+	r := s.Sluice(args...)
+	if r.Exit != 0 {
+		s.t.Fatalf("sluice %s: exit status %d\n%s%s", strings.Join(args, " "), r.Exit, r.Out, r.Err)
+	}
+	return r.Out
+}
+
+// Client returns an HTTP client on the installation's socket.
+func (s *Stack) Client() *client.Client {
+	s.t.Helper()
+	c, err := client.New(client.Options{Socket: s.Socket})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(c.Close)
+	return c
+}
+
+// Ready waits until the service answers and its host is connected.
+func (s *Stack) Ready() {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	c, err := client.New(client.Options{Socket: s.Socket})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.WaitReady(ctx); err != nil {
+		for name, p := range s.procs {
+			s.t.Logf("log of %s:\n%s", name, tail(p.Log.String(), 8<<10))
+		}
+		s.t.Fatal(err)
+	}
+}
+
+var tokenPattern = regexp.MustCompile(`sluice_[A-Za-z0-9_-]{40,}`)
+
+// Token returns the administrator's token, as the first start showed it.
+func (s *Stack) Token() string {
+	s.t.Helper()
+	if s.token != "" {
+		return s.token
+	}
+	for _, p := range s.procs {
+		if t := tokenPattern.FindString(p.Log.String()); t != "" {
+			s.token = t
+			return t
+		}
+	}
+	s.t.Fatal("no start showed a token")
+	return ""
+}
+
+// Apply applies a document.
+func (s *Stack) Apply(yaml string) {
+	s.t.Helper()
+	file := filepath.Join(s.Dir, fmt.Sprintf("apply-%d.yaml", time.Now().UnixNano()))
+	if err := os.WriteFile(file, []byte(yaml), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	s.Must("apply", "-f", file)
+}
+
+// Leftovers lists what exists on the machine because of this installation, found
+// without its own help: namespaces, interfaces, tables, containers, cgroups, processes.
+func (s *Stack) Leftovers() []string {
+	instance := s.Instance()
+	var out []string
+	grep := func(what string, text string) {
+		for line := range strings.Lines(text) {
+			if strings.Contains(line, instance) {
+				out = append(out, what+": "+strings.TrimSpace(line))
+			}
+		}
+	}
+	grep("namespace", command("ls", "/run/netns"))
+	grep("link", command("ip", "-o", "link"))
+	grep("table", command("nft", "list", "tables"))
+	grep("mount", command("cat", "/proc/mounts"))
+	grep("cgroup", command("sh", "-c", "find /sys/fs/cgroup -maxdepth 3 -type d -name '*sluice*'"))
+	grep("process", command("sh", "-c", "grep -H . /proc/[0-9]*/cgroup 2>/dev/null | grep -v /self/"))
+	if _, err := os.Stat(s.Run); err == nil {
+		if entries, _ := os.ReadDir(s.Run); len(entries) > 0 {
+			out = append(out, "run directory: "+s.Run)
+		}
+	}
+	return out
+}
+
+// Instance is the prefix of the installation's names in the kernel.
+func (s *Stack) Instance() string { return Instance(s.Run) }
+
+func command(name string, args ...string) string {
+	out, _ := exec.Command(name, args...).CombinedOutput()
+	return string(out)
+}
