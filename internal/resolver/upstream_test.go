@@ -1,0 +1,240 @@
+package resolver
+
+import (
+	"context"
+	"net"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	"github.com/sluice-gateway/sluice/internal/core"
+)
+
+// fakeUpstream is a DNS server on loopback, UDP and TCP on one port, that answers as told.
+type fakeUpstream struct {
+	address string
+	asked   atomic.Int64
+}
+
+func startUpstream(t *testing.T, answer func(w dns.ResponseWriter, q *dns.Msg)) *fakeUpstream {
+	t.Helper()
+	u := &fakeUpstream{}
+	pc, l := samePort(t)
+	u.address = l.Addr().String()
+	handler := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		u.asked.Add(1)
+		answer(w, q)
+	})
+	for _, s := range []*dns.Server{{PacketConn: pc, Handler: handler}, {Listener: l, Handler: handler}} {
+		started, done := make(chan struct{}), make(chan struct{})
+		s.NotifyStartedFunc = func() { close(started) }
+		go func() {
+			defer close(done)
+			_ = s.ActivateAndServe()
+		}()
+		<-started
+		t.Cleanup(func() {
+			_ = s.Shutdown()
+			<-done
+		})
+	}
+	return u
+}
+
+// samePort finds a port that is free for both protocols.
+func samePort(t *testing.T) (net.PacketConn, net.Listener) {
+	t.Helper()
+	for range 20 {
+		l, err := net.Listen("tcp4", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if pc, err := net.ListenPacket("udp4", l.Addr().String()); err == nil {
+			return pc, l
+		}
+		_ = l.Close()
+	}
+	t.Fatal("no port is free for UDP and TCP")
+	return nil, nil
+}
+
+func aRecord(name, address string) dns.RR {
+	return &dns.A{Hdr: dns.RR_Header{Name: name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 77}, A: net.ParseIP(address)}
+}
+
+func answering(address string) func(dns.ResponseWriter, *dns.Msg) {
+	return func(w dns.ResponseWriter, q *dns.Msg) {
+		m := new(dns.Msg).SetReply(q)
+		m.Answer = []dns.RR{aRecord(q.Question[0].Name, address)}
+		_ = w.WriteMsg(m)
+	}
+}
+
+func failing(code int) func(dns.ResponseWriter, *dns.Msg) {
+	return func(w dns.ResponseWriter, q *dns.Msg) { _ = w.WriteMsg(new(dns.Msg).SetRcode(q, code)) }
+}
+
+func silent(dns.ResponseWriter, *dns.Msg) {}
+
+func closedPort(t *testing.T) string {
+	pc, l := samePort(t)
+	_, _ = pc.Close(), l.Close()
+	return l.Addr().String()
+}
+
+func TestUpstreamsAreAskedInOrder(t *testing.T) {
+	t.Parallel()
+	const good = "NOERROR: www.example.org. 77 IN A 203.0.113.1"
+	for name, c := range map[string]struct {
+		first func(dns.ResponseWriter, *dns.Msg)
+		want  string
+		asked int64 // of the second
+	}{
+		"the first answers":          {answering("203.0.113.1"), good, 0},
+		"the first has no such name": {failing(dns.RcodeNameError), "NXDOMAIN: ", 0},
+		"the first fails":            {failing(dns.RcodeServerFailure), "NOERROR: www.example.org. 77 IN A 203.0.113.2", 1},
+		"the first refuses":          {failing(dns.RcodeRefused), "NOERROR: www.example.org. 77 IN A 203.0.113.2", 1},
+		"the first is silent":        {silent, "NOERROR: www.example.org. 77 IN A 203.0.113.2", 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			first, second := startUpstream(t, c.first), startUpstream(t, answering("203.0.113.2"))
+			s := start(t, Options{Zones: corpZones(), Upstreams: []string{first.address, second.address}, UpstreamTimeout: 300 * time.Millisecond})
+			m := ask(t, "udp", s.udp, question("www.example.org.", dns.TypeA))
+			if got := summary(m); got != c.want || !m.RecursionAvailable {
+				t.Errorf("got %s, want %s; recursion available: %v", got, c.want, m.RecursionAvailable)
+			}
+			if n := second.asked.Load(); n != c.asked {
+				t.Errorf("the second was asked %d times", n)
+			}
+			before := first.asked.Load()
+			ask(t, "udp", s.udp, question("nobody.corp.internal.", dns.TypeA))
+			if first.asked.Load() != before {
+				t.Error("a name of a private zone was asked of an upstream")
+			}
+		})
+	}
+}
+
+func TestNoUpstreamAnswers(t *testing.T) {
+	t.Parallel()
+	dead := startUpstream(t, silent)
+	s := start(t, Options{Upstreams: []string{closedPort(t), dead.address, dead.address}, UpstreamTimeout: 200 * time.Millisecond})
+	began := time.Now()
+	got := ask(t, "udp", s.udp, question("www.example.org.", dns.TypeA))
+	if took := time.Since(began); got.Rcode != dns.RcodeServerFailure || took < 400*time.Millisecond || took > 3*time.Second {
+		t.Errorf("%s after %v, want SERVFAIL after 400 ms", summary(got), took)
+	}
+}
+
+func TestTheDefaultTimeoutOfAnUpstreamIsTwoSeconds(t *testing.T) {
+	t.Parallel()
+	dead, good := startUpstream(t, silent), startUpstream(t, answering("203.0.113.2"))
+	s := start(t, Options{Upstreams: []string{dead.address, good.address}})
+	began := time.Now()
+	got := ask(t, "udp", s.udp, question("www.example.org.", dns.TypeA))
+	if took := time.Since(began); len(got.Answer) != 1 || took < 1900*time.Millisecond || took > 4*time.Second {
+		t.Errorf("%s after %v", summary(got), took)
+	}
+}
+
+func TestATruncatedUpstreamIsAskedOverTCP(t *testing.T) {
+	t.Parallel()
+	u := startUpstream(t, func(w dns.ResponseWriter, q *dns.Msg) {
+		m := new(dns.Msg).SetReply(q)
+		if _, udp := w.RemoteAddr().(*net.UDPAddr); udp {
+			m.Truncated = true
+		} else {
+			for range 100 {
+				m.Answer = append(m.Answer, aRecord(q.Question[0].Name, "203.0.113.1"))
+			}
+		}
+		_ = w.WriteMsg(m)
+	})
+	s := start(t, Options{Upstreams: []string{u.address}})
+	if got := ask(t, "tcp", s.tcp, question("www.example.org.", dns.TypeA)); len(got.Answer) != 100 {
+		t.Errorf("over TCP: %d answers", len(got.Answer))
+	}
+	if got := ask(t, "udp", s.udp, question("www.example.org.", dns.TypeA)); !got.Truncated || got.Len() > 512 {
+		t.Errorf("over UDP: %d bytes, truncated %v", got.Len(), got.Truncated)
+	}
+}
+
+// TestForeignAnswersAreIgnored sends, before the answer, ones to other questions.
+func TestForeignAnswersAreIgnored(t *testing.T) {
+	t.Parallel()
+	u := startUpstream(t, func(w dns.ResponseWriter, q *dns.Msg) {
+		for _, change := range []func(*dns.Msg){
+			func(m *dns.Msg) { m.Id++ },
+			func(m *dns.Msg) {
+				m.Question = []dns.Question{{Name: "evil.example.", Qtype: dns.TypeA, Qclass: dns.ClassINET}}
+			},
+			func(m *dns.Msg) { m.Response = false },
+		} {
+			m := new(dns.Msg).SetReply(q)
+			m.Answer = []dns.RR{aRecord(q.Question[0].Name, "192.0.2.66")}
+			change(m)
+			_ = w.WriteMsg(m)
+		}
+		answering("203.0.113.1")(w, q)
+	})
+	s := start(t, Options{Upstreams: []string{u.address}})
+	if got := summary(ask(t, "udp", s.udp, question("www.example.org.", dns.TypeA))); got != "NOERROR: www.example.org. 77 IN A 203.0.113.1" {
+		t.Error(got)
+	}
+}
+
+func TestDialIsUsedForUpstreams(t *testing.T) {
+	t.Parallel()
+	u := startUpstream(t, answering("203.0.113.1"))
+	var dialled atomic.Value
+	s := start(t, Options{Upstreams: []string{"192.0.2.53:53"}, Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+		dialled.Store(network + " " + address)
+		return (&net.Dialer{}).DialContext(ctx, network, u.address)
+	}})
+	ask(t, "udp", s.udp, question("www.example.org.", dns.TypeA))
+	if got := dialled.Load(); got != "udp 192.0.2.53:53" {
+		t.Errorf("dialled %v", got)
+	}
+}
+
+// TestWaitingQuestionsAreBounded fills the resolver with questions that no upstream
+// answers: more are turned away, names of the zones are still answered, and it stops at once.
+func TestWaitingQuestionsAreBounded(t *testing.T) {
+	t.Parallel()
+	dead := startUpstream(t, silent)
+	s := start(t, Options{
+		Zones:     []core.GoalZone{{Name: "z", Records: []core.GoalRecord{entry("a.z", "10.0.0.1")}}},
+		Upstreams: []string{dead.address}, UpstreamTimeout: 30 * time.Second, MaxInFlight: 3,
+	})
+	c, err := net.Dial("udp", s.udp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	for range 10 {
+		b, _ := question("www.example.org.", dns.TypeA).Pack()
+		_, _ = c.Write(b)
+	}
+	for end := time.Now().Add(3 * time.Second); dead.asked.Load() < 3 && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	if got := ask(t, "tcp", s.tcp, question("www.example.org.", dns.TypeA)); got.Rcode != dns.RcodeServerFailure {
+		t.Errorf("over TCP: %s", summary(got))
+	}
+	if got := ask(t, "udp", s.udp, question("a.z.", dns.TypeA)); len(got.Answer) != 1 {
+		t.Errorf("a name of a zone: %s", summary(got))
+	}
+	_ = c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+	if n, err := c.Read(make([]byte, 512)); err == nil {
+		t.Errorf("%d bytes came for a question that should wait or be dropped", n)
+	}
+	if n := dead.asked.Load(); n != 3 {
+		t.Errorf("%d questions reached the upstream", n)
+	}
+	began := time.Now()
+	if err := s.stop(); err != nil || time.Since(began) > time.Second {
+		t.Errorf("it stopped after %v: %v", time.Since(began), err)
+	}
+}
