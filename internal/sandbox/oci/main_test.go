@@ -1,0 +1,116 @@
+package oci
+
+import (
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/sandbox"
+	"github.com/sluice-gateway/sluice/internal/sandbox/sandboxtest"
+)
+
+// payload is the program that the tests' sandboxes run, built once by TestMain.
+var payload string
+
+// managerJob is what a helper process, killed in the middle of it, is to do.
+type managerJob struct {
+	Instance, Dir, Program string
+	Specs                  []sandbox.Spec
+}
+
+func TestMain(m *testing.M) {
+	if raw := os.Getenv("SLUICE_OCI_MANAGER"); raw != "" {
+		runManager(raw)
+		os.Exit(0)
+	}
+	os.Exit(buildAndRun(m))
+}
+
+func buildAndRun(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "sluice-oci-")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+	if payload, err = sandboxtest.BuildPayload(dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+// runManager starts sandboxes one after another, as a host would, until it is killed.
+func runManager(raw string) {
+	var job managerJob
+	if err := json.Unmarshal([]byte(raw), &job); err != nil {
+		panic(err)
+	}
+	r, err := New(Options{Instance: job.Instance, Dir: job.Dir, Program: job.Program})
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println("ready")
+	for _, spec := range job.Specs {
+		if err := r.Start(tContext(), spec); err != nil {
+			fmt.Fprintln(os.Stderr, "manager:", err)
+			os.Exit(1)
+		}
+	}
+	time.Sleep(time.Minute)
+}
+
+// installation is a run directory and an instance name of its own.
+type installation struct{ opts Options }
+
+func newInstallation(t testing.TB) *installation {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: it makes namespaces and cgroups")
+	}
+	name := sandboxtest.Unique()
+	i := &installation{Options{
+		Instance: name, Dir: filepath.Join("/run", "sluice-"+name), Program: payload, Grace: 2 * time.Second,
+	}}
+	if testing.Verbose() {
+		i.opts.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	t.Cleanup(func() {
+		i.opts.Logger = nil
+		r, err := New(i.opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.CleanUp(tContext()); err != nil {
+			t.Errorf("CleanUp: %v", err)
+		}
+		if left := i.leftovers(); len(left) > 0 {
+			t.Errorf("left over after CleanUp: %q", left)
+		}
+	})
+	return i
+}
+
+func (i *installation) manager(t testing.TB) *Runtime {
+	t.Helper()
+	r, err := New(i.opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	return r
+}
+
+func TestConformance(t *testing.T) {
+	t.Parallel()
+	sandboxtest.Run(t, func(t *testing.T) sandboxtest.Harness {
+		i := newInstallation(t)
+		return sandboxtest.Harness{
+			NetNS:   sandboxtest.NetNS(t),
+			Manager: func(t *testing.T) sandbox.Runtime { return i.manager(t) },
+		}
+	})
+}
