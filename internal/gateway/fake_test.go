@@ -226,8 +226,15 @@ func query(sql string) memberapi.QueryRequest {
 	return memberapi.QueryRequest{QueryID: "q", Source: source, SQL: sql}
 }
 
+func (f *fakeSource) lookup(string) (connector.Connector, bool) { return f, true }
+
 // post sends a request.
 func post(t testing.TB, ctx context.Context, url string, req any) *http.Response {
+	t.Helper()
+	return postWith(t, ctx, http.DefaultClient, url, req)
+}
+
+func postWith(t testing.TB, ctx context.Context, client *http.Client, url string, req any) *http.Response {
 	t.Helper()
 	body, err := json.Marshal(req)
 	if err != nil {
@@ -237,7 +244,7 @@ func post(t testing.TB, ctx context.Context, url string, req any) *http.Response
 	if err != nil {
 		t.Fatal(err)
 	}
-	resp, err := http.DefaultClient.Do(r)
+	resp, err := client.Do(r)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -50,7 +50,8 @@ func (r *Resolver) Resolve(ctx context.Context, host string) ([]string, error) {
 	return nil, r.explain(ctx, host, err)
 }
 
-// lookup asks one server once. The final dot keeps search lists out of it.
+// lookup asks one server once. Members have IPv4 only. The final dot keeps search
+// lists out of it.
 func lookup(ctx context.Context, server, host string, bound time.Duration) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
@@ -58,7 +59,7 @@ func lookup(ctx context.Context, server, host string, bound time.Duration) ([]st
 	res := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return d.DialContext(ctx, network, server)
 	}}
-	ips, err := res.LookupNetIP(ctx, "ip", strings.TrimSuffix(host, ".")+".")
+	ips, err := res.LookupNetIP(ctx, "ip4", strings.TrimSuffix(host, ".")+".")
 	if err != nil {
 		return nil, err
 	}
