@@ -1,0 +1,176 @@
+package linux
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/splice"
+)
+
+// endpoint answers on a private endpoint's address in V, and joins each connection to
+// one that is dialled from the host's own namespace.
+type endpoint struct {
+	n      *Network
+	name   string
+	addr   netip.AddrPort
+	target atomic.Pointer[string]
+	l      *net.TCPListener
+	slots  chan struct{}
+	failed atomic.Bool // the last dial failed: the next failure is not logged
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	work   sync.WaitGroup
+	mu     sync.Mutex
+	open   map[*net.TCPConn]bool
+}
+
+func (n *Network) openEndpoint(at *space, g core.GoalEndpoint) (*endpoint, error) {
+	e := &endpoint{
+		n: n, name: g.Name, addr: netip.AddrPortFrom(g.Address, g.Port),
+		slots: make(chan struct{}, n.opts.MaxEndpointConns), open: map[*net.TCPConn]bool{},
+	}
+	e.target.Store(&g.Target)
+	e.ctx, e.cancel = context.WithCancel(n.ctx)
+	var err error
+	if e.l, err = at.listenTCP(e.ctx, e.addr.String()); err != nil {
+		e.cancel()
+		return nil, err
+	}
+	e.work.Go(e.accept)
+	return e, nil
+}
+
+func (e *endpoint) accept() {
+	for {
+		c, err := e.l.AcceptTCP()
+		if e.ctx.Err() != nil {
+			if err == nil {
+				reset(c)
+			}
+			return
+		}
+		if err != nil { // out of file descriptors, say: the backlog keeps the others
+			select {
+			case <-e.ctx.Done():
+			case <-time.After(50 * time.Millisecond):
+			}
+			continue
+		}
+		select {
+		case e.slots <- struct{}{}:
+			e.work.Go(func() { e.serve(c) })
+		default:
+			e.report(false, "too many connections", nil)
+			reset(c)
+		}
+	}
+}
+
+// serve resets the member's connection if the target can't be reached, so that the
+// client sees at once what a refused connection would have shown it.
+func (e *endpoint) serve(c *net.TCPConn) {
+	defer func() { <-e.slots }()
+	if !e.track(c) {
+		return
+	}
+	defer e.untrack(c)
+	ctx, cancel := context.WithTimeout(e.ctx, e.n.opts.DialTimeout)
+	target, err := e.n.dialHost(ctx, *e.target.Load())
+	cancel()
+	if err != nil {
+		e.report(false, "the target does not answer", err)
+		reset(c)
+		return
+	}
+	if !e.track(target) {
+		reset(c)
+		return
+	}
+	defer e.untrack(target)
+	e.report(true, "the target answers", nil)
+	splice.Conns(c, target) // how it ended, both ends have seen
+}
+
+// report logs changes of state, not each connection.
+func (e *endpoint) report(ok bool, what string, err error) {
+	if e.failed.Swap(!ok) == !ok || e.ctx.Err() != nil {
+		return
+	}
+	log := e.n.log.With("endpoint", e.name, "target", *e.target.Load())
+	if ok {
+		log.Info(what)
+		return
+	}
+	log.Warn(what, "error", err)
+}
+
+// track registers a connection for shut, or resets it if that has begun.
+func (e *endpoint) track(c *net.TCPConn) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.ctx.Err() != nil {
+		reset(c)
+		return false
+	}
+	e.open[c] = true
+	return true
+}
+
+func (e *endpoint) untrack(c *net.TCPConn) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.open, c)
+}
+
+// shut ends the listener and every connection, and waits for their goroutines. A
+// socket that stayed open would keep the whole namespace alive.
+func (e *endpoint) shut() {
+	e.cancel()
+	e.l.Close()
+	e.mu.Lock()
+	for c := range e.open {
+		reset(c)
+	}
+	e.mu.Unlock()
+	e.work.Wait()
+}
+
+func reset(c *net.TCPConn) {
+	c.SetLinger(0)
+	c.Close()
+}
+
+// dialHost dials from the host's own namespace.
+func (n *Network) dialHost(ctx context.Context, target string) (*net.TCPConn, error) {
+	c, err := n.dial(ctx, "tcp", target)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
+}
+
+// dial is a dialer of the host's own namespace.
+func (n *Network) dial(ctx context.Context, network, addr string) (c net.Conn, err error) {
+	var d net.Dialer
+	d.SetMultipathTCP(false)
+	if n.opts.HostNS == "" {
+		return d.DialContext(ctx, network, addr)
+	}
+	ns, err := os.Open(n.opts.HostNS)
+	if err != nil {
+		return nil, err
+	}
+	defer ns.Close()
+	err = inside(ns, func() (err error) {
+		c, err = d.DialContext(ctx, network, addr)
+		return err
+	})
+	return c, err
+}

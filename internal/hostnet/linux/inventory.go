@@ -1,0 +1,166 @@
+package linux
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/sluice-gateway/sluice/internal/hostnet"
+)
+
+// Inventory implements hostnet.Network. It asks the kernel, not this process's memory.
+func (n *Network) Inventory(ctx context.Context) ([]hostnet.Item, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	names, err := namespaces(n.names.prefix())
+	if err != nil {
+		return nil, err
+	}
+	var items []hostnet.Item
+	for _, name := range names {
+		found, err := inventorySpace(name)
+		if err != nil {
+			return nil, fmt.Errorf("looking into namespace %s: %w", name, err)
+		}
+		items = append(items, found...)
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+	}
+	found, err := n.inventoryHost()
+	if err != nil {
+		return nil, err
+	}
+	return append(append(items, found...), n.inventoryListeners()...), nil
+}
+
+func inventorySpace(name string) ([]hostnet.Item, error) {
+	s, err := openSpace(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return []hostnet.Item{{Type: "namespace", Name: name, Why: "left half-made by a crash"}}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	return s.inventory(name, func(string) bool { return true }, nil)
+}
+
+// inventory lists a namespace's own interfaces and tables. What each is for stands in
+// the aliases that the kernel keeps.
+func (s *space) inventory(name string, own func(link string) bool, tables func(string) bool) ([]hostnet.Item, error) {
+	list, err := retryDump(s.nl.LinkList)
+	if err != nil {
+		return nil, err
+	}
+	var items []hostnet.Item
+	why := ""
+	for _, l := range list {
+		if l.Attrs().Name == "lo" {
+			why = l.Attrs().Alias
+		}
+	}
+	if name != "" {
+		items = append(items, hostnet.Item{Type: "namespace", Name: name, Why: why})
+	}
+	for _, l := range list {
+		at := l.Attrs()
+		if l.Type() != "veth" || !own(at.Name) {
+			continue
+		}
+		about := at.Alias
+		if about == "" {
+			about = why
+		}
+		items = append(items, hostnet.Item{Type: "veth", Name: within(name, at.Name), Why: about})
+	}
+	rules, err := newRuleset(s)
+	if err != nil {
+		return nil, err
+	}
+	defer rules.close()
+	found, err := rules.tables()
+	for _, t := range found {
+		if tables == nil || tables(t) {
+			items = append(items, hostnet.Item{Type: "nftables table", Name: within(name, t), Why: why})
+		}
+	}
+	return items, err
+}
+
+func within(space, name string) string {
+	if space == "" {
+		return name
+	}
+	return space + "/" + name
+}
+
+func (n *Network) inventoryHost() ([]hostnet.Item, error) {
+	host, err := openHost(n.opts.HostNS)
+	if err != nil {
+		return nil, err
+	}
+	defer host.close()
+	items, err := host.inventory("", n.isHostLink, func(t string) bool { return t == n.names.hostTable() })
+	if err != nil {
+		return nil, err
+	}
+	for i := range items {
+		if items[i].Why == "" {
+			items[i].Why = "NAT gateways of this installation"
+		}
+	}
+	entries, err := n.mem.load()
+	for _, key := range sortedKeys(entries) {
+		items = append(items, hostnet.Item{
+			Type: "sysctl", Name: "net/" + key, Why: "NAT gateways; it was " + entries[key].Was,
+		})
+	}
+	return items, err
+}
+
+// inventoryListeners lists the sockets of this process.
+func (n *Network) inventoryListeners() []hostnet.Item {
+	var items []hostnet.Item
+	add := func(addr, why string) { items = append(items, hostnet.Item{Type: "listener", Name: addr, Why: why}) }
+	if n.tunnel != nil {
+		add(within(n.names.tunnel(), n.tunnel.listener.Addr().String()), "tunnels of all members")
+	}
+	for _, uid := range sortedKeys(n.vnets) {
+		v := n.vnets[uid]
+		space := n.names.vnet(uid)
+		for _, id := range sortedKeys(v.endpoints) {
+			add(within(space, v.endpoints[id].addr.String()), "PrivateEndpoint "+v.endpoints[id].name)
+		}
+		for _, a := range v.resolvers() {
+			if v.dns[a] != nil {
+				add(within(space, fmt.Sprintf("%s:%d", a, dnsPort)), "resolver of VirtualNetwork "+v.goal.Name)
+			}
+		}
+	}
+	return slices.Clip(items)
+}
+
+// CleanUp implements hostnet.Network. It ends this Network, if it is up.
+func (n *Network) CleanUp(ctx context.Context) error {
+	if err := checkMachine(); err != nil {
+		return err
+	}
+	if err := n.Close(); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	failed := []error{n.cleanHost(ctx)}
+	names, err := namespaces(n.names.prefix())
+	failed = append(failed, err)
+	for _, name := range names {
+		failed = append(failed, dropName(name))
+	}
+	if err := errors.Join(failed...); err != nil {
+		return machineError("removing what this installation made", err)
+	}
+	return nil
+}

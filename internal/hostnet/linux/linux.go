@@ -1,0 +1,213 @@
+package linux
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"sync"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/hostnet"
+	"golang.org/x/sys/unix"
+)
+
+// Options configure a Network.
+type Options struct {
+	// Instance is in the name of everything on this machine, so that two
+	// installations never meet: 1 to 8 lower-case hex digits. Required.
+	Instance string
+	// StateDir is where sysctl values of the host are remembered for CleanUp. Required.
+	StateDir string
+	// Upstreams are the DNS servers, as host:port, for names outside private zones.
+	// Optional: without them such names have no answer.
+	Upstreams []string
+	// TunnelPort is the port of the relay's listener. Default 8483.
+	TunnelPort uint16
+	// HostNS is the path of the namespace that NAT gateways leave through and private
+	// endpoints' targets are dialled from. Default: the process's own.
+	HostNS string
+	// VerifyEvery is after how long a Set looks at the kernel again for what it has
+	// made already. Default 30 s; negative: at each Set.
+	VerifyEvery time.Duration
+	// MaxEndpointConns bounds the connections of one private endpoint. Default 1024.
+	MaxEndpointConns int
+	// DialTimeout bounds the dial to a private endpoint's target. Default 5 s.
+	DialTimeout time.Duration
+	// Logger gets one line per change of state. Default: none.
+	Logger *slog.Logger
+}
+
+// Network implements hostnet.Network on this machine's kernel.
+type Network struct {
+	opts  Options
+	names names
+	log   *slog.Logger
+	mem   memory
+
+	mu       sync.Mutex
+	host     *space
+	hostSide *hostSide
+	tunnel   *tunnel
+	vnets    map[string]*vnet
+	swept    bool
+	reaper   *reaper
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+}
+
+var _ hostnet.Network = (*Network)(nil)
+
+var instanceForm = regexp.MustCompile(`^[0-9a-f]{1,8}$`)
+
+// New checks the options. It touches nothing on the machine.
+func New(o Options) (*Network, error) {
+	if !instanceForm.MatchString(o.Instance) {
+		return nil, errs.New(errs.Invalid, "the instance %q is not 1 to 8 lower-case hex digits", o.Instance)
+	}
+	if o.StateDir == "" {
+		return nil, errs.New(errs.Invalid, "the host's networking needs a state directory")
+	}
+	o.TunnelPort = cmp.Or(o.TunnelPort, 8483)
+	o.VerifyEvery = cmp.Or(o.VerifyEvery, 30*time.Second)
+	o.MaxEndpointConns = cmp.Or(o.MaxEndpointConns, 1024)
+	o.DialTimeout = cmp.Or(o.DialTimeout, 5*time.Second)
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Network{
+		opts: o, names: names{o.Instance}, log: o.Logger,
+		mem:   memory{filepath.Join(o.StateDir, "sysctl-"+o.Instance+".json")},
+		vnets: map[string]*vnet{}, reaper: newReaper(), ctx: ctx, cancel: cancel,
+	}, nil
+}
+
+// Up implements hostnet.Network.
+func (n *Network) Up(ctx context.Context) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.ctx.Err() != nil {
+		return errs.New(errs.Conflict, "the host's networking is closed")
+	}
+	if n.tunnel != nil {
+		return nil
+	}
+	if err := checkMachine(); err != nil {
+		return err
+	}
+	if err := prepareDir(); err != nil {
+		return machineError("preparing "+netnsDir, err)
+	}
+	host, err := n.openHostSide()
+	if err != nil {
+		return machineError("opening the host's network namespace", err)
+	}
+	t, err := n.openTunnel(ctx)
+	if err != nil {
+		host.close()
+		return machineError("making the tunnel's namespace", err)
+	}
+	n.host, n.hostSide, n.tunnel = host.at, host, t
+	return nil
+}
+
+// checkMachine says at once what is missing and what it is needed for.
+func checkMachine() error {
+	if os.Geteuid() != 0 {
+		return errs.New(errs.Denied, "making network namespaces needs root, and this process runs as user %d", os.Geteuid()).
+			WithHint("run it as root, or with CAP_NET_ADMIN and CAP_SYS_ADMIN as root of a user namespace")
+	}
+	if _, err := exec.LookPath("nft"); err != nil {
+		return errs.New(errs.Unavailable, "the program nft, which programs the packet rules, was not found: %w", err).
+			WithHint("install it: apt-get install nftables")
+	}
+	return nil
+}
+
+// machineError gives an error of the kernel its class.
+func machineError(doing string, err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES):
+		return errs.New(errs.Denied, "%s: %w", doing, err).
+			WithHint("the host role needs root with CAP_NET_ADMIN and CAP_SYS_ADMIN")
+	case errors.Is(err, unix.EADDRINUSE):
+		return errs.New(errs.Conflict, "%s: %w", doing, err).
+			WithHint("another process of this installation is running; stop it first")
+	}
+	return errs.New(errs.Internal, "%s: %w", doing, err)
+}
+
+// TunnelListener implements hostnet.Network. The listener's connections are plain
+// *net.TCPConn, so that they can be spliced.
+func (n *Network) TunnelListener() (net.Listener, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.tunnel == nil {
+		return nil, errNotUp()
+	}
+	return n.tunnel.listener, nil
+}
+
+// TunnelEndpoint implements hostnet.Network.
+func (n *Network) TunnelEndpoint() netip.AddrPort {
+	return netip.AddrPortFrom(relayAddress, n.opts.TunnelPort)
+}
+
+// Resolvers implements hostnet.Network.
+func (n *Network) Resolvers(vnetUID, subnet string) []netip.AddrPort {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	v := n.vnets[vnetUID]
+	if v == nil {
+		return nil
+	}
+	s, ok := v.subnet(subnet)
+	if !ok {
+		return nil
+	}
+	var out []netip.AddrPort
+	for _, a := range resolverAddresses(s.Prefix) {
+		out = append(out, netip.AddrPortFrom(a, dnsPort))
+	}
+	return out
+}
+
+func errNotUp() error {
+	return errs.New(errs.Unavailable, "the host's networking is not up")
+}
+
+// due says that what was looked at then must be looked at again.
+func (n *Network) due(then time.Time) bool {
+	return n.opts.VerifyEvery < 0 || time.Since(then) >= n.opts.VerifyEvery
+}
+
+// Close implements hostnet.Network.
+func (n *Network) Close() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.cancel()
+	n.reaper.wait()
+	for uid, v := range n.vnets {
+		v.silence()
+		v.close()
+		delete(n.vnets, uid)
+	}
+	var err error
+	if n.tunnel != nil {
+		err = n.tunnel.close()
+	}
+	if n.hostSide != nil {
+		n.hostSide.close()
+	}
+	n.tunnel, n.hostSide, n.host, n.swept = nil, nil, nil, false
+	return err
+}

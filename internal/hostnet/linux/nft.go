@@ -1,0 +1,261 @@
+package linux
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// nftWait bounds one run of nft.
+const nftWait = 30 * time.Second
+
+// The messages and attributes of the kernel's nf_tables interface that are read here.
+const (
+	nftMsgGetTable = 1
+	nftMsgGetRule  = 7
+	nftMsgGetGen   = 16
+	attrTableName  = 1
+	attrRuleTable  = 1
+	attrGenID      = 1
+)
+
+// ruleset applies nftables text in one namespace and checks what the kernel holds.
+//
+// nft's exit takes 10 to 30 ms after its transaction took effect, because closing its
+// socket waits until the replaced table is freed. So the transaction's end is seen in
+// the kernel's generation number, and the exit is waited for in the background.
+type ruleset struct {
+	at     *space
+	socket *nl.SocketHandle
+	exits  sync.WaitGroup
+	shared bool // others program rules here too: the generation is not ours alone
+
+	text string // as applied and verified
+	gen  uint32 // the kernel's generation number after that
+}
+
+func newRuleset(at *space) (*ruleset, error) {
+	r := &ruleset{at: at}
+	err := at.do(func() error {
+		s, err := nl.GetNetlinkSocketAt(netns.None(), netns.None(), unix.NETLINK_NETFILTER)
+		if err != nil {
+			return err
+		}
+		r.socket = &nl.SocketHandle{Socket: s}
+		tv := unix.NsecToTimeval(int64(netlinkTimeout))
+		return errors.Join(s.SetSendTimeout(&tv), s.SetReceiveTimeout(&tv))
+	})
+	if err != nil {
+		return nil, fmt.Errorf("opening nf_tables of %s: %w", at.path, err)
+	}
+	return r, nil
+}
+
+func (r *ruleset) close() {
+	r.exits.Wait()
+	r.socket.Close()
+}
+
+// holds says that text is in force: nothing was changed since it was verified.
+func (r *ruleset) holds(text string) bool {
+	gen, err := r.generation()
+	return err == nil && r.text == text && r.gen == gen
+}
+
+// apply replaces what text replaces, in one transaction, and reads back that the
+// kernel holds every rule of it.
+func (r *ruleset) apply(ctx context.Context, text string) error {
+	before, err := r.generation()
+	if err != nil {
+		return err
+	}
+	r.text = ""
+	exited, err := r.run(ctx, text)
+	if err != nil {
+		return err
+	}
+	if err := r.await(ctx, before, exited); err != nil {
+		return err
+	}
+	if err := r.verify(text); err != nil {
+		return err
+	}
+	if r.gen, err = r.generation(); err != nil {
+		return err
+	}
+	r.text = text
+	return nil
+}
+
+// run starts nft in the namespace; a child inherits that of the thread that makes it.
+func (r *ruleset) run(ctx context.Context, text string) (<-chan error, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), nftWait)
+	cmd := exec.CommandContext(ctx, "nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(text)
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is not meant for it
+	if err := r.at.do(cmd.Start); err != nil {
+		cancel()
+		return nil, fmt.Errorf("starting nft: %w", err)
+	}
+	exited := make(chan error, 1)
+	r.exits.Go(func() {
+		defer cancel()
+		if err := cmd.Wait(); err != nil {
+			exited <- fmt.Errorf("nft refused the rules: %w: %s", err, firstLines(said.String(), 3))
+		}
+		close(exited)
+	})
+	return exited, nil
+}
+
+// await returns when the transaction is in force: the generation moved, or nft ended.
+func (r *ruleset) await(ctx context.Context, before uint32, exited <-chan error) error {
+	tick := time.NewTicker(300 * time.Microsecond)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-exited:
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+		if r.shared {
+			continue
+		}
+		if gen, err := r.generation(); err != nil || gen != before {
+			return err
+		}
+	}
+}
+
+// verify counts the rules that the kernel holds of each table in text.
+func (r *ruleset) verify(text string) (err error) {
+	want := countRules(text)
+	var have int
+	for range 20 {
+		have = 0
+		for table := range want {
+			n, err := r.rules(table)
+			if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+				return err
+			}
+			have += n
+		}
+		if have == total(want) {
+			return nil
+		}
+		time.Sleep(200 * time.Microsecond) // the generation moves just before the rules do
+	}
+	return fmt.Errorf("the kernel holds %d of %d rules", have, total(want))
+}
+
+func total(counts map[string]int) (sum int) {
+	for _, n := range counts {
+		sum += n
+	}
+	return sum
+}
+
+// countRules counts the rules in text by table, given that each is a line of its own.
+func countRules(text string) map[string]int {
+	counts := map[string]int{}
+	table, block := "", ""
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		switch {
+		case line == "" || strings.HasPrefix(line, "#"):
+		case strings.HasPrefix(line, "table ") && strings.HasSuffix(line, "{"):
+			table, block = strings.Fields(line)[2], ""
+			counts[table] += 0
+		case strings.HasPrefix(line, "chain ") || strings.HasPrefix(line, "set "):
+			block = strings.Fields(line)[0]
+		case line == "}":
+			block = ""
+		case block == "chain" && !strings.HasPrefix(line, "type "):
+			counts[table]++
+		}
+	}
+	return counts
+}
+
+// generation is a number that grows with each transaction in the namespace.
+func (r *ruleset) generation() (uint32, error) {
+	msgs, err := r.ask(nftMsgGetGen, 0)
+	if err != nil {
+		return 0, fmt.Errorf("reading the nf_tables generation: %w", err)
+	}
+	for _, m := range msgs {
+		if v, ok := attribute(m, attrGenID); ok && len(v) == 4 {
+			return binary.BigEndian.Uint32(v), nil
+		}
+	}
+	return 0, errors.New("the kernel gave no nf_tables generation")
+}
+
+// rules counts the rules that the kernel holds of a table.
+func (r *ruleset) rules(table string) (int, error) {
+	msgs, err := r.ask(nftMsgGetRule, unix.NLM_F_DUMP)
+	n := 0
+	for _, m := range msgs {
+		if v, ok := attribute(m, attrRuleTable); ok && string(bytes.TrimRight(v, "\x00")) == table {
+			n++
+		}
+	}
+	return n, err
+}
+
+// tables lists the names of the namespace's tables.
+func (r *ruleset) tables() ([]string, error) {
+	msgs, err := r.ask(nftMsgGetTable, unix.NLM_F_DUMP)
+	var out []string
+	for _, m := range msgs {
+		if v, ok := attribute(m, attrTableName); ok {
+			out = append(out, string(bytes.TrimRight(v, "\x00")))
+		}
+	}
+	return out, err
+}
+
+func (r *ruleset) ask(msg, flags int) ([][]byte, error) {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|msg, flags)
+	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: r.socket}
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC})
+	return req.Execute(unix.NETLINK_NETFILTER, 0)
+}
+
+// attribute finds a top-level attribute behind a message's nfgenmsg.
+func attribute(msg []byte, kind uint16) ([]byte, bool) {
+	if len(msg) < nl.SizeofNfgenmsg {
+		return nil, false
+	}
+	attrs, err := nl.ParseRouteAttr(msg[nl.SizeofNfgenmsg:])
+	if err != nil {
+		return nil, false
+	}
+	for _, a := range attrs {
+		if a.Attr.Type&nl.NLA_TYPE_MASK == kind {
+			return a.Value, true
+		}
+	}
+	return nil, false
+}
+
+func firstLines(s string, n int) string {
+	lines := strings.Split(strings.TrimSpace(s), "\n")
+	return strings.Join(lines[:min(n, len(lines))], "; ")
+}

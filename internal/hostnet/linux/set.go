@@ -1,0 +1,268 @@
+package linux
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/hostnet"
+)
+
+// round is one Set: what is wanted, sorted by virtual network.
+type round struct {
+	goals    map[string]core.GoalVNet // by UID
+	ports    map[string]map[hostnet.PortKey]hostnet.Port
+	problems []hostnet.Problem
+}
+
+// Set implements hostnet.Network.
+func (n *Network) Set(ctx context.Context, cfg hostnet.Config) (hostnet.Status, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.tunnel == nil {
+		return hostnet.Status{}, errNotUp()
+	}
+	if err := ctx.Err(); err != nil {
+		return hostnet.Status{}, errs.As(err)
+	}
+	r := n.sort(cfg)
+	n.dropUnwanted(r)
+	n.keepTunnel(ctx, r)
+	n.planNATs(ctx, r)
+	var work sync.WaitGroup
+	for uid, goal := range r.goals {
+		v := n.vnets[uid]
+		work.Go(func() { v.set(ctx, goal) })
+	}
+	work.Wait()
+	if !n.swept {
+		if err := n.sweep(r); err != nil {
+			r.problems = append(r.problems, hostnet.Problem{Object: "host", Err: fmt.Errorf("removing what is left over: %w", err)})
+		} else {
+			n.swept = true
+		}
+	}
+	n.unuseHost()
+	return n.status(r), ctx.Err()
+}
+
+// sort checks what would make two objects one, and refuses the later.
+func (n *Network) sort(cfg hostnet.Config) *round {
+	r := &round{goals: map[string]core.GoalVNet{}, ports: map[string]map[hostnet.PortKey]hostnet.Port{}}
+	names := map[string]string{}
+	for _, g := range cfg.VNets {
+		name := n.names.vnet(g.UID)
+		if other, ok := names[name]; ok {
+			r.refuse("VirtualNetwork/"+g.Name, errs.New(errs.Conflict, "its UID %s has the same name on the host as %s", g.UID, other))
+			continue
+		}
+		names[name], r.goals[g.UID] = g.UID, g
+	}
+	tunnels := map[netip.Addr]string{}
+	for _, p := range cfg.Ports {
+		if err := r.checkPort(p, tunnels); err != nil {
+			r.refuse("member "+p.Member, err)
+			continue
+		}
+		tunnels[p.TunnelAddress] = p.Member
+		if r.ports[p.VNetUID] == nil {
+			r.ports[p.VNetUID] = map[hostnet.PortKey]hostnet.Port{}
+		}
+		r.ports[p.VNetUID][p.Key()] = p
+	}
+	return r
+}
+
+func (r *round) refuse(object string, err error) {
+	r.problems = append(r.problems, hostnet.Problem{Object: object, Err: err})
+}
+
+func (r *round) checkPort(p hostnet.Port, tunnels map[netip.Addr]string) error {
+	if _, ok := r.goals[p.VNetUID]; !ok {
+		return errs.New(errs.NotFound, "its virtual network %s is not on this host", p.VNetUID)
+	}
+	if !p.Address.Is4() || !linkLocal.Contains(p.TunnelAddress) || p.TunnelAddress == relayAddress {
+		return errs.New(errs.Invalid, "address %s or tunnel address %s can't be used", p.Address, p.TunnelAddress)
+	}
+	if other, ok := tunnels[p.TunnelAddress]; ok {
+		return errs.New(errs.Conflict, "the tunnel address %s is that of member %s", p.TunnelAddress, other)
+	}
+	for _, o := range r.ports[p.VNetUID] {
+		if o.Address == p.Address {
+			return errs.New(errs.Conflict, "the address %s is leased to member %s", p.Address, o.Member)
+		}
+	}
+	return nil
+}
+
+// dropUnwanted begins every removal before anything is made, so that an address which
+// moves from one port to another is free.
+func (n *Network) dropUnwanted(r *round) {
+	for uid, v := range n.vnets {
+		for k, p := range v.ports {
+			if want, ok := r.ports[uid][k]; !ok || want != p.spec {
+				n.dropPort(v, p)
+				delete(v.ports, k)
+				v.stale = true
+			}
+		}
+		if _, ok := r.goals[uid]; !ok {
+			n.dropVNet(v)
+			delete(n.vnets, uid)
+		}
+	}
+	for uid := range r.goals {
+		v := n.vnets[uid]
+		if v == nil {
+			v = n.newVNet()
+			n.vnets[uid] = v
+		}
+		for k, p := range r.ports[uid] {
+			if v.ports[k] == nil {
+				v.ports[k] = &port{spec: p}
+				v.stale = true
+			}
+		}
+	}
+}
+
+// dropVNet ends what answers in V at once and the rest in the background.
+func (n *Network) dropVNet(v *vnet) {
+	v.silence()
+	for _, g := range v.nats {
+		n.dropNAT(v, g)
+	}
+	clear(v.nats)
+	name := n.names.vnet(v.goal.UID)
+	n.reaper.later(vnetJob(v.goal.UID), func() {
+		n.warn("removing a virtual network", dropName(name))
+		v.close()
+	})
+}
+
+func (n *Network) keepTunnel(ctx context.Context, r *round) {
+	if !n.due(n.tunnel.checked) {
+		return
+	}
+	if err := n.tunnel.assert(ctx); err != nil {
+		r.refuse("tunnel", machineError("keeping the tunnel's namespace", err))
+		return
+	}
+	n.tunnel.checked, n.swept = time.Now(), false
+}
+
+// planNATs decides what each NAT gateway leaves as, and prepares the host's
+// namespace for it.
+func (n *Network) planNATs(ctx context.Context, r *round) {
+	taken := map[netip.Addr]bool{}
+	var all []*natGateway
+	for _, uid := range sortedKeys(r.goals) {
+		v, goal := n.vnets[uid], r.goals[uid]
+		plans := map[string]*natGateway{}
+		for _, g := range goal.NATGateways {
+			plan, err := n.planNAT(goal, g, v.nats[g.UID], taken)
+			if err != nil {
+				r.refuse("NATGateway/"+g.Name, err)
+			} else if plan.used() {
+				plans[g.UID] = plan
+				all = append(all, plan)
+			}
+		}
+		n.replaceNATs(v, plans)
+	}
+	if err := n.setHostSide(ctx, all, !n.swept); err != nil {
+		r.refuse("host", machineError("preparing the host for NAT gateways", err))
+	}
+}
+
+// replaceNATs keeps the NAT gateways that are as planned.
+func (n *Network) replaceNATs(v *vnet, plans map[string]*natGateway) {
+	for uid, old := range v.nats {
+		if plans[uid] == nil {
+			n.dropNAT(v, old)
+			v.stale, v.ready = true, false
+		}
+	}
+	for uid, plan := range plans {
+		if old := v.nats[uid]; old == nil || !old.same(plan) {
+			plan.ready = false
+			v.stale, v.ready = true, false
+		}
+	}
+	v.nats = plans
+}
+
+func (g *natGateway) same(o *natGateway) bool {
+	return reflect.DeepEqual(g.goal, o.goal) && slices.Equal(g.prefs, o.prefs) &&
+		g.transit == o.transit && slices.Equal(g.public, o.public)
+}
+
+// sweep removes what an earlier process left and nobody wants any more.
+func (n *Network) sweep(r *round) error {
+	keep := map[string]bool{n.names.tunnel(): true}
+	hostLinks := map[string]bool{}
+	var ports []hostnet.Port
+	for uid, v := range n.vnets {
+		keep[n.names.vnet(uid)] = true
+		for nat := range v.nats {
+			keep[n.names.nat(nat)], hostLinks[n.names.natHostLink(nat)] = true, true
+		}
+		for k, p := range v.ports {
+			keep[n.names.member(k)] = true
+			ports = append(ports, p.spec)
+		}
+	}
+	found, err := namespaces(n.names.prefix())
+	if err != nil {
+		return err
+	}
+	for _, name := range found {
+		if !keep[name] && !n.leaving(name) {
+			n.log.Info("removing a namespace that nothing wants", "namespace", name)
+			if err := dropName(name); err != nil {
+				return err
+			}
+		}
+	}
+	if err := n.tunnel.prune(ports, n); err != nil {
+		return err
+	}
+	_, err = n.host.dropLinks(func(name string) bool { return !n.isHostLink(name) || hostLinks[name] })
+	return err
+}
+
+// leaving says that a member's namespace is being removed already.
+func (n *Network) leaving(name string) bool {
+	digest, ok := strings.CutPrefix(name, n.names.prefix()+"m-")
+	return ok && n.reaper.busy(portJob(digest))
+}
+
+func (n *Network) status(r *round) hostnet.Status {
+	s := hostnet.Status{Ports: map[hostnet.PortKey]string{}, Problems: r.problems}
+	for _, uid := range sortedKeys(n.vnets) {
+		v := n.vnets[uid]
+		s.Problems = append(s.Problems, v.problems...)
+		for k, p := range v.ports {
+			switch {
+			case p.ready:
+				s.Ports[k] = p.at.path
+			case p.err != nil:
+				s.Problems = append(s.Problems, hostnet.Problem{
+					Object: "member " + k.Member, Err: machineError("making the interfaces of member "+k.Member, p.err),
+				})
+			default:
+				s.Problems = append(s.Problems, hostnet.Problem{
+					Object: "member " + k.Member, Err: errs.New(errs.Unavailable, "its virtual network %s could not be made", v.goal.Name),
+				})
+			}
+		}
+	}
+	return s
+}
