@@ -167,7 +167,7 @@ type endless struct {
 }
 
 func newEndless() *endless {
-	return &endless{ended: make(chan time.Time, 8), written: make(chan int64, 8)}
+	return &endless{ended: make(chan time.Time, 64), written: make(chan int64, 64)}
 }
 
 func (e *endless) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -261,7 +261,7 @@ func TestStalledReaderHoldsUpNobody(t *testing.T) {
 	mux.HandleFunc("/", echo)
 	h := tunneltest.StartWith(t, tunneltest.Options{
 		Handler: mux,
-		Hub:     tunnel.HubOptions{HeartbeatEvery: 50 * time.Millisecond, HeartbeatTimeout: time.Second, Grace: 200 * time.Millisecond},
+		Hub:     tunnel.HubOptions{HeartbeatEvery: 50 * time.Millisecond, HeartbeatTimeout: 3 * time.Second, Grace: 200 * time.Millisecond},
 	})
 	var stalled []*http.Response
 	for range 16 {
@@ -276,7 +276,7 @@ func TestStalledReaderHoldsUpNobody(t *testing.T) {
 			r.Body.Close()
 		}
 	}()
-	end := time.Now().Add(1500 * time.Millisecond) // past the heartbeat's time-out
+	end := time.Now().Add(3500 * time.Millisecond) // past the heartbeat's time-out
 	for time.Now().Before(end) {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		if _, err := answer(post(ctx, h.RoundTripper, "/", "still there?")); err != nil {
