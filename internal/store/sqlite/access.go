@@ -1,0 +1,70 @@
+package sqlite
+
+import (
+	"bytes"
+	"database/sql"
+	"errors"
+
+	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/store"
+)
+
+// PutToken implements store.Access. The same token for the same principal is no
+// change, for another one a conflict.
+func (t *tx) PutToken(hash []byte, p core.Principal) error {
+	_, err := t.exec("store a token", "INSERT INTO tokens (hash, tenant, name, role) VALUES (?, ?, ?, ?)", hash, p.Tenant, p.Name, p.Role)
+	if !isUnique(err) {
+		return err
+	}
+	other, err := t.FindToken(hash)
+	if err != nil || other == p {
+		return err
+	}
+	return errs.New(errs.Conflict, "the token of %s in tenant %s is that of %s in tenant %s already", p.Name, p.Tenant, other.Name, other.Tenant)
+}
+
+func (t *tx) FindToken(hash []byte) (core.Principal, error) {
+	var p core.Principal
+	err := t.row("find a token", "SELECT tenant, name, role FROM tokens WHERE hash = ?", []any{bytes.Clone(hash)}, &p.Tenant, &p.Name, &p.Role)
+	if errors.Is(err, sql.ErrNoRows) {
+		return p, errs.New(errs.NotFound, "there is no such token")
+	}
+	return p, err
+}
+
+func (t *tx) CountTokens() (int, error) {
+	var n int
+	err := t.row("count tokens", "SELECT count(*) FROM tokens", nil, &n)
+	return n, err
+}
+
+func (t *tx) Audit(e store.AuditEntry) error {
+	_, err := t.exec("write the audit log", "INSERT INTO audit (at, tenant, who, act, object, note) VALUES (?, ?, ?, ?, ?, ?)",
+		nanos(e.At), e.Tenant, e.Who, e.Act, e.Object, e.Note)
+	return err
+}
+
+// ListAudit implements store.Access, newest first; 100 entries without a limit.
+func (t *tx) ListAudit(tenant core.TenantID, n int) ([]store.AuditEntry, error) {
+	return list(t, "read the audit log", "SELECT at, tenant, who, act, object, note FROM audit WHERE tenant = ? ORDER BY id DESC LIMIT ?",
+		[]any{tenant, limit(n)}, func(row scanner) (store.AuditEntry, error) {
+			var e store.AuditEntry
+			err := row.Scan(timeColumn{&e.At}, &e.Tenant, &e.Who, &e.Act, &e.Object, &e.Note)
+			return e, err
+		})
+}
+
+func (t *tx) Setting(name string) (string, error) {
+	var v string
+	err := t.row("read setting "+name, "SELECT value FROM settings WHERE name = ?", []any{name}, &v)
+	if errors.Is(err, sql.ErrNoRows) {
+		return "", errs.New(errs.NotFound, "there is no setting %s", name)
+	}
+	return v, err
+}
+
+func (t *tx) PutSetting(name, value string) error {
+	_, err := t.exec("store setting "+name, "INSERT INTO settings (name, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", name, value)
+	return err
+}
