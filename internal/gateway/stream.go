@@ -160,9 +160,6 @@ func (st *stream) Write(p []byte) (int, error) {
 		return 0, st.err
 	}
 	if len(p) < directSize {
-		if st.buf == nil {
-			st.buf = make([]byte, 0, holdSize)
-		}
 		st.buf = append(st.buf, p...)
 		return len(p), nil
 	}
