@@ -98,7 +98,8 @@ func TestGoal(t *testing.T) {
 		}},
 		Members: []core.GoalMember{{ID: "m1", VNetUID: "v1"}},
 	}
-	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+		cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
 		t.Errorf("goal state (-want +got):\n%s", diff)
 	}
 }

@@ -1,0 +1,150 @@
+// Package host makes a goal state true on one machine: networks, members, and the
+// relay between the members' tunnels and the service.
+//
+// It compares what the service wants with what exists, changes the difference, and
+// reports what it observed; every start, crash, repeat and reordering is that one
+// case. Kernel and runtime are behind hostnet.Network and sandbox.Runtime. It holds
+// no credential of a data source and no connector, and keeps no state of its own:
+// what exists is read from the machine. cmd/sluice is its only caller.
+package host
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/hostnet"
+	"github.com/sluice-gateway/sluice/internal/sandbox"
+	"github.com/sluice-gateway/sluice/internal/tunnel/relay"
+)
+
+// Options configure a Host.
+type Options struct {
+	Name    string          // Required: unique among the hosts of a service
+	Network hostnet.Network // Required
+	Runtime sandbox.Runtime // Required
+	// Dial makes the authenticated connection for goal states. Required.
+	Dial func(ctx context.Context) (net.Conn, error)
+	// DialService makes a plain connection to the service's hosts address, for the
+	// relay. Required.
+	DialService func(ctx context.Context) (*net.TCPConn, error)
+	ServiceName string       // Required: the name in the service's certificate
+	ServiceCA   []byte       // Required: PEM, handed to members
+	Logger      *slog.Logger // Required
+	// Recheck is how often the machine is compared although nothing happened. Default 30 s.
+	Recheck time.Duration
+}
+
+// Host runs one machine.
+type Host struct {
+	opts Options
+	log  *slog.Logger
+	kick chan struct{} // capacity 1: something changed
+	say  chan struct{} // capacity 1: there is something new to report
+
+	tunnels atomic.Pointer[map[netip.Addr]bool] // tunnel addresses of present ports
+
+	mu       sync.Mutex
+	goal     *core.GoalState // nil until the service has spoken
+	acted    int64
+	boxes    map[string]*box // by sandbox ID
+	ports    map[hostnet.PortKey]string
+	problems []string
+	known    bool // boxes were read from the runtime at least once
+	stale    bool // boxes must be read from the runtime again
+
+	work sync.WaitGroup // starts and stops under way
+}
+
+// phase of a box's life on this host.
+type boxState int
+
+const (
+	boxStarting boxState = iota
+	boxRunning
+	boxEnded
+	boxStopping
+)
+
+// box is one sandbox as this process knows it.
+type box struct {
+	id         string
+	member     string
+	generation int64
+	state      boxState
+	exit       string
+	joinHash   string
+	phases     []core.Phase
+	port       hostnet.Port // zero for one that an earlier process started and nobody wants
+}
+
+// New makes a host. Run does the work.
+func New(opts Options) *Host {
+	if opts.Recheck == 0 {
+		opts.Recheck = 30 * time.Second
+	}
+	return &Host{
+		opts: opts, log: opts.Logger,
+		kick: make(chan struct{}, 1), say: make(chan struct{}, 1),
+		boxes: map[string]*box{}, stale: true,
+	}
+}
+
+// Run works until ctx ends. Members go on running afterwards.
+func (h *Host) Run(ctx context.Context) error {
+	if err := h.opts.Network.Up(ctx); err != nil {
+		return fmt.Errorf("host: prepare the network: %w", err)
+	}
+	listener, err := h.opts.Network.TunnelListener()
+	if err != nil {
+		return fmt.Errorf("host: listen on the tunnels: %w", err)
+	}
+	rel := relay.New(relay.Options{Listener: listener, Dial: h.opts.DialService, Known: h.knowsTunnel, Logger: h.log})
+	ctx, cancel := context.WithCancelCause(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { cancel(rel.Run(ctx)) })
+	wg.Go(func() { h.talk(ctx) })
+	wg.Go(func() { h.watchExits(ctx) })
+	h.reconcileLoop(ctx)
+	cancel(nil)
+	listener.Close()
+	wg.Wait()
+	h.work.Wait()
+	if err := h.opts.Network.Close(); err != nil {
+		h.log.Warn("closing the network", "error", err)
+	}
+	return h.opts.Runtime.Close()
+}
+
+func (h *Host) knowsTunnel(a netip.Addr) bool {
+	set := h.tunnels.Load()
+	return set != nil && (*set)[a.Unmap()]
+}
+
+// poke fills a channel of capacity 1.
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func (h *Host) watchExits(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-h.opts.Runtime.Exits():
+			h.mu.Lock()
+			h.stale = true
+			h.mu.Unlock()
+			poke(h.kick)
+		}
+	}
+}
