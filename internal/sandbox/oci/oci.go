@@ -82,8 +82,8 @@ func New(o Options) (*Runtime, error) {
 	switch {
 	case !validInstance.MatchString(o.Instance):
 		return nil, errs.New(errs.Invalid, "oci: the instance %q is not a name of letters, digits, - and _", o.Instance)
-	case !filepath.IsAbs(o.Dir):
-		return nil, errs.New(errs.Invalid, "oci: the run directory %q is not an absolute path", o.Dir)
+	case !filepath.IsAbs(o.Dir) || filepath.Clean(o.Dir) == "/": // CleanUp removes it
+		return nil, errs.New(errs.Invalid, "oci: the run directory %q is not an absolute path below /", o.Dir)
 	case o.Program == "":
 		return nil, errs.New(errs.Invalid, "oci: no gateway program is given")
 	}

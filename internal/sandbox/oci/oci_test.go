@@ -174,6 +174,23 @@ func TestKilledFromOutside(t *testing.T) {
 	}
 }
 
+// TestStopAtOnce: a member that is stopped while it boots has no handler for SIGTERM yet,
+// and must not take the whole grace for that.
+func TestStopAtOnce(t *testing.T) {
+	t.Parallel()
+	i := newInstallation(t)
+	i.opts.Grace = time.Minute
+	r := i.manager(t)
+	began := time.Now()
+	for range 5 {
+		sandboxtest.MustStart(t, r, spec(t, "m-1-7", sandboxtest.Command{Do: "sleep"}))
+		sandboxtest.MustStop(t, r, "m-1-7")
+	}
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("five starts and stops took %v", took)
+	}
+}
+
 func TestLimitsAreSet(t *testing.T) {
 	t.Parallel()
 	i := newInstallation(t)

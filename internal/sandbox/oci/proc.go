@@ -80,13 +80,37 @@ func (p *proc) signal(sig unix.Signal) {
 	conn.Control(func(fd uintptr) { unix.PidfdSendSignal(int(fd), sig, nil, 0) }) //nolint:errcheck // see above
 }
 
-// end asks the process to end, then makes it.
+// end asks the process to end, then makes it. The first process of a PID namespace does
+// not get a signal that it has no handler for yet: it is asked until it has one, and
+// then once, as a second SIGTERM may mean more than the first.
 func (p *proc) end(ctx context.Context, grace time.Duration) {
-	p.signal(unix.SIGTERM)
-	if !p.wait(ctx, grace) {
-		p.signal(unix.SIGKILL)
-		p.wait(ctx, killTimeout)
+	const again = 20 * time.Millisecond
+	end := time.Now().Add(grace)
+	for handled := false; !handled && ctx.Err() == nil && time.Now().Before(end); {
+		handled = p.handles(unix.SIGTERM)
+		p.signal(unix.SIGTERM)
+		patience := time.Until(end)
+		if !handled {
+			patience = min(again, patience)
+		}
+		if p.wait(ctx, max(0, patience)) {
+			return
+		}
 	}
+	p.signal(unix.SIGKILL)
+	p.wait(ctx, killTimeout)
+}
+
+// handles reports whether the process has a handler for a signal.
+func (p *proc) handles(sig unix.Signal) bool {
+	raw, err := os.ReadFile("/proc/" + strconv.Itoa(p.pid) + "/status")
+	if err != nil {
+		return false
+	}
+	_, rest, _ := strings.Cut(string(raw), "\nSigCgt:")
+	mask, _, _ := strings.Cut(rest, "\n")
+	caught, err := strconv.ParseUint(strings.TrimSpace(mask), 16, 64)
+	return err == nil && caught&(1<<(sig-1)) != 0
 }
 
 // exitStatus returns how an ended process ended, if that can be learned: from /proc
@@ -143,11 +167,12 @@ func (p *proc) waitExec(ctx context.Context) bool {
 		if err != nil || p.ended() {
 			return false
 		}
-		if !bytes.HasSuffix(raw, []byte("\x00init\x00")) {
-			break
+		// It is empty while a process is on its way out.
+		if len(raw) > 0 && !bytes.HasSuffix(raw, []byte("\x00init\x00")) {
+			return true
 		}
 	}
-	return true
+	return !p.ended()
 }
 
 // find returns the process of a sandbox that runs, or nil. The caller closes it.
