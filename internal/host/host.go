@@ -105,7 +105,10 @@ func (h *Host) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("host: listen on the tunnels: %w", err)
 	}
-	rel := relay.New(relay.Options{Listener: listener, Dial: h.opts.DialService, Known: h.knowsTunnel, Logger: h.log})
+	rel, err := relay.New(relay.Options{Listener: listener, Dial: h.opts.DialService, Known: h.knowsTunnel, Logger: h.log})
+	if err != nil {
+		return fmt.Errorf("host: %w", err)
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() { cancel(rel.Run(ctx)) })
