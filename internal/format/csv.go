@@ -16,10 +16,7 @@ func CSV(w io.Writer, r io.Reader) (rows int64, err error) {
 	}
 	defer src.close()
 
-	buf, err := send(w, appendCSVHeader(make([]byte, 0, 2*chunk), src.schema()))
-	if err != nil {
-		return 0, err
-	}
+	buf := appendCSVHeader(make([]byte, 0, 2*chunk), src.schema())
 	var cell []byte
 	err = src.each(func(batch arrow.RecordBatch) error {
 		columns := columnsOf(batch)
@@ -36,6 +33,10 @@ func CSV(w io.Writer, r io.Reader) (rows int64, err error) {
 		buf, err = send(w, buf)
 		return err
 	})
+	if err != nil {
+		return rows, err
+	}
+	_, err = send(w, buf) // of a result without rows, the header is not sent yet
 	return rows, err
 }
 

@@ -27,7 +27,8 @@ const (
 )
 
 // Encoder reads an Arrow IPC stream to its end and writes its rows to w. It returns
-// how many rows it wrote. After each batch it calls Flush if w is a Flusher.
+// how many rows it wrote. If w is a Flusher, it calls Flush once the rows of a batch (of
+// Parquet, a row group) are written, not before the first.
 type Encoder func(w io.Writer, r io.Reader) (rows int64, err error)
 
 // Flusher is a writer that can be told that what it has is worth sending.

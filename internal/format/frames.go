@@ -94,7 +94,7 @@ func Arrow(w io.Writer, r io.Reader) (rows int64, err error) {
 		}
 		err = arrowipc.WriteFrame(w, frame)
 		frame.Release()
-		if err == nil {
+		if err == nil && frame.Kind != arrowipc.Schema {
 			err = flush(w)
 		}
 		if err != nil {

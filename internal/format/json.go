@@ -18,9 +18,6 @@ func JSON(w io.Writer, r io.Reader) (rows int64, err error) {
 	defer src.close()
 
 	buf := appendColumns(make([]byte, 0, 2*chunk), src.schema())
-	if buf, err = send(w, buf); err != nil {
-		return 0, err
-	}
 	err = src.each(func(batch arrow.RecordBatch) error {
 		columns := columnsOf(batch)
 		for row := range int(batch.NumRows()) {

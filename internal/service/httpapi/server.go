@@ -1,0 +1,217 @@
+package httpapi
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sluice-gateway/sluice/internal/errs"
+)
+
+// ServerOptions say where a Server listens.
+type ServerOptions struct {
+	Handler http.Handler // Required: what New returned
+	Logger  *slog.Logger // Required
+	// Address is a TCP address, Socket the path of a Unix socket. Each is optional.
+	Address string
+	Socket  string
+	// TLS is for Address. Without it, only loopback addresses are taken, unless
+	// AllowInsecure says that something in front encrypts.
+	TLS           *tls.Config
+	AllowInsecure bool
+	// Grace is how long requests may go on once Serve's context ends. Default 10s.
+	Grace time.Duration
+}
+
+// Server serves the API on a TCP address, a Unix socket, or both.
+type Server struct {
+	opts ServerOptions
+	http *http.Server
+	tcp  net.Listener
+	unix net.Listener
+
+	active atomic.Int64 // requests that are being answered
+}
+
+// LoadTLS reads a certificate and its key for ServerOptions.TLS.
+func LoadTLS(certFile, keyFile string) (*tls.Config, error) {
+	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "the certificate %s and the key %s can't be used: %w", certFile, keyFile, err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}, nil
+}
+
+// Listen binds the addresses. Serve must follow, or Close.
+func Listen(opts ServerOptions) (*Server, error) {
+	if opts.Grace <= 0 {
+		opts.Grace = 10 * time.Second
+	}
+	s := &Server{opts: opts}
+	s.http = &http.Server{
+		Handler:           s.counted(opts.Handler),
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ConnContext:       connContext,
+		ErrorLog:          slog.NewLogLogger(opts.Logger.Handler(), slog.LevelDebug),
+		TLSConfig:         opts.TLS, // one server serves both listeners: only TCP speaks TLS
+	}
+	if opts.Address != "" {
+		l, err := listenTCP(opts)
+		if err != nil {
+			return nil, err
+		}
+		s.tcp = l
+	}
+	if opts.Socket != "" {
+		l, err := listenUnix(opts.Socket)
+		if err != nil {
+			s.Close()
+			return nil, err
+		}
+		s.unix = l
+	}
+	return s, nil
+}
+
+// CheckAddress refuses an address that would carry tokens in the clear. Every front
+// end keeps to it.
+func CheckAddress(address string, encrypted, allowInsecure bool) error {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return errs.New(errs.Invalid, "%q is not an address to listen on, such as 127.0.0.1:8480: %w", address, err)
+	}
+	ip := net.ParseIP(host)
+	if encrypted || allowInsecure || host == "localhost" || ip != nil && ip.IsLoopback() {
+		return nil
+	}
+	return errs.New(errs.Invalid, "%s is not a loopback address, and tokens would cross the network in the clear", address).
+		WithHint("give a TLS certificate and key, listen on 127.0.0.1, or say that something in front encrypts")
+}
+
+func listenTCP(opts ServerOptions) (net.Listener, error) {
+	if err := CheckAddress(opts.Address, opts.TLS != nil, opts.AllowInsecure); err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("tcp", opts.Address)
+	if err != nil {
+		return nil, listenError(opts.Address, err)
+	}
+	return l, nil
+}
+
+// listenUnix binds a socket for its owner. A socket that a dead process left is
+// replaced; one that answers is not.
+func listenUnix(path string) (net.Listener, error) {
+	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		conn.Close()
+		return nil, listenError(path, syscall.EADDRINUSE)
+	} else if errors.Is(err, syscall.ECONNREFUSED) {
+		if info, err := os.Lstat(path); err == nil && info.Mode().Type() == os.ModeSocket {
+			_ = os.Remove(path) // Listen reports what stands in the way
+		}
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, listenError(path, err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		l.Close()
+		return nil, listenError(path, err)
+	}
+	return l, nil
+}
+
+func listenError(where string, err error) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return errs.New(errs.Conflict, "%s is in use: %w", where, err).
+			WithHint("another sluice may be running on this machine: stop it, or choose other addresses")
+	}
+	return errs.New(errs.Unavailable, "listen on %s: %w", where, err)
+}
+
+// Addr is the TCP address, nil without one.
+func (s *Server) Addr() net.Addr {
+	if s.tcp == nil {
+		return nil
+	}
+	return s.tcp.Addr()
+}
+
+// Close stops listening and cuts every connection.
+func (s *Server) Close() error {
+	err := s.http.Close()
+	for _, l := range []net.Listener{s.tcp, s.unix} {
+		if l != nil {
+			_ = l.Close() // Serve may have closed it before
+		}
+	}
+	return err
+}
+
+// Serve answers until ctx ends, then lets requests finish within the grace, and
+// returns nil; or it returns why it could not go on.
+func (s *Server) Serve(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	if s.tcp != nil {
+		l := s.tcp
+		if s.opts.TLS != nil {
+			group.Go(func() error { return served(s.http.ServeTLS(l, "", "")) })
+		} else {
+			group.Go(func() error { return served(s.http.Serve(l)) })
+		}
+	}
+	if s.unix != nil {
+		group.Go(func() error { return served(s.http.Serve(s.unix)) })
+	}
+	group.Go(func() error {
+		<-ctx.Done()
+		return s.shutdown()
+	})
+	return group.Wait()
+}
+
+func (s *Server) shutdown() error {
+	ctx, cancel := context.WithTimeout(context.Background(), s.opts.Grace)
+	defer cancel()
+	if err := s.http.Shutdown(ctx); err == nil {
+		return nil
+	}
+	s.opts.Logger.Info("requests are cut off at the end of the grace", "grace", s.opts.Grace, "requests", s.active.Load())
+	err := s.http.Close()
+	// Their contexts are cancelled now: let them end their queries.
+	for deadline := time.Now().Add(cutOffTimeout); s.active.Load() > 0 && time.Now().Before(deadline); {
+		time.Sleep(5 * time.Millisecond)
+	}
+	return err
+}
+
+// cutOffTimeout bounds how long requests whose connections are gone may take to end.
+const cutOffTimeout = 5 * time.Second
+
+// counted keeps the number of requests that are being answered.
+func (s *Server) counted(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.active.Add(1)
+		defer s.active.Add(-1)
+		h.ServeHTTP(w, r)
+	})
+}
+
+// served says whether a listener ended other than by Close or Shutdown.
+func served(err error) error {
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}

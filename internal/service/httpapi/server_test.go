@@ -1,0 +1,337 @@
+package httpapi
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/service/frontendtest"
+)
+
+func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+func newServer(t *testing.T, h http.Handler) *httptest.Server {
+	srv := httptest.NewServer(h)
+	t.Cleanup(srv.Close)
+	return srv
+}
+
+// serve runs a Server and returns it with the function that stops it and gives
+// Serve's result.
+func serve(t *testing.T, front *frontendtest.Front, opts ServerOptions) (*Server, func() error) {
+	t.Helper()
+	opts.Handler, opts.Logger = New(Options{Frontend: front, Logger: discard()}), discard()
+	s, err := Listen(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx) }()
+	stopped := false
+	stop := func() error {
+		if stopped {
+			return nil
+		}
+		stopped = true
+		cancel()
+		select {
+		case err := <-done:
+			return err
+		case <-time.After(10 * time.Second):
+			return errors.New("Serve does not return")
+		}
+	}
+	t.Cleanup(func() {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s, stop
+}
+
+// unixClient speaks HTTP through a socket.
+func unixClient(path string) *http.Client {
+	return &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", path)
+		},
+	}}
+}
+
+// childSocket makes a test binary that is run again speak through a socket and print
+// what it got.
+const childSocket = "SLUICE_TEST_SOCKET"
+
+func TestMain(m *testing.M) {
+	if path := os.Getenv(childSocket); path != "" {
+		resp, err := unixClient(path).Get("http://sluice/v1/gateways")
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		body, _ := io.ReadAll(resp.Body)
+		fmt.Printf("%d %s", resp.StatusCode, body)
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// copySelf puts this test binary where every user can run it.
+func copySelf(t *testing.T, dir string) string {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := os.ReadFile(self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	exe := filepath.Join(dir, "child")
+	if err := os.WriteFile(exe, data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return exe
+}
+
+// asUser runs a request through the socket as another user.
+func asUser(t *testing.T, exe string, uid uint32, socket string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, exe)
+	cmd.Env = []string{childSocket + "=" + socket}
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return string(out)
+}
+
+func TestSocketKnowsItsPeer(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Fatal("needs root to be several users")
+	}
+	dir, err := os.MkdirTemp("", "sluice-http")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "s.sock")
+	front := frontendtest.New()
+	_, stop := serve(t, front, ServerOptions{Socket: socket})
+
+	const someone, owner = 65534, 65533
+	exe := copySelf(t, dir)
+	if out := asUser(t, exe, 0, socket); !strings.HasPrefix(out, "200 ") {
+		t.Errorf("root: %s", out)
+	}
+	if out := asUser(t, exe, someone, socket); !strings.Contains(out, "permission denied") {
+		t.Errorf("another user could connect: %s", out)
+	}
+	if err := os.Chmod(socket, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if out := asUser(t, exe, someone, socket); !strings.HasPrefix(out, "403 ") || !strings.Contains(out, "not the owner") {
+		t.Errorf("another user is not refused: %s", out)
+	}
+	if err := os.Chown(socket, owner, owner); err != nil {
+		t.Fatal(err)
+	}
+	if out := asUser(t, exe, owner, socket); !strings.HasPrefix(out, "200 ") {
+		t.Errorf("the socket's owner: %s", out)
+	}
+	if out := asUser(t, exe, 0, socket); !strings.HasPrefix(out, "200 ") {
+		t.Errorf("root, not the owner: %s", out)
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(socket); !os.IsNotExist(err) {
+		t.Error("the socket was left behind")
+	}
+}
+
+func TestSocketOfADeadProcessIsReplaced(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s.sock")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	serve(t, frontendtest.New(), ServerOptions{Socket: socket})
+	_, err = Listen(ServerOptions{Socket: socket, Logger: discard(), Handler: http.NotFoundHandler()})
+	if errs.ClassOf(err) != errs.Conflict || errs.As(err).Hint == "" {
+		t.Errorf("a second server: %v", err)
+	}
+	if resp, err := unixClient(socket).Get("http://sluice/healthz"); err != nil || resp.StatusCode != 200 {
+		t.Errorf("the first server is gone: %v", err)
+	}
+	file := filepath.Join(t.TempDir(), "precious")
+	if err := os.WriteFile(file, []byte("data"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Listen(ServerOptions{Socket: file, Logger: discard(), Handler: http.NotFoundHandler()}); err == nil {
+		t.Error("a file was replaced by a socket")
+	}
+	if data, _ := os.ReadFile(file); string(data) != "data" {
+		t.Error("the file is gone")
+	}
+}
+
+func TestAddressesInTheClear(t *testing.T) {
+	for _, c := range []struct {
+		address                string
+		tls, insecure, refused bool
+	}{
+		{address: "127.0.0.1:0"},
+		{address: "[::1]:0"},
+		{address: "localhost:0"},
+		{address: "0.0.0.0:0", refused: true},
+		{address: ":0", refused: true},
+		{address: "10.1.2.3:8480", refused: true},
+		{address: "sluice.example:8480", refused: true},
+		{address: "0.0.0.0:0", tls: true},
+		{address: "0.0.0.0:0", insecure: true},
+		{address: "8480", refused: true},
+	} {
+		err := CheckAddress(c.address, c.tls, c.insecure)
+		if (err != nil) != c.refused {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+	if _, err := Listen(ServerOptions{Address: "0.0.0.0:0", Logger: discard(), Handler: http.NotFoundHandler()}); errs.ClassOf(err) != errs.Invalid {
+		t.Errorf("Listen: %v", err)
+	}
+}
+
+func TestAddressInUse(t *testing.T) {
+	s, _ := serve(t, frontendtest.New(), ServerOptions{Address: "127.0.0.1:0"})
+	_, err := Listen(ServerOptions{Address: s.Addr().String(), Logger: discard(), Handler: http.NotFoundHandler()})
+	if errs.ClassOf(err) != errs.Conflict || errs.As(err).Hint == "" {
+		t.Errorf("%v", err)
+	}
+}
+
+// writeCert makes a certificate for 127.0.0.1 in files.
+func writeCert(t *testing.T) (certFile, keyFile string, roots *x509.CertPool) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certFile, keyFile = filepath.Join(t.TempDir(), "cert.pem"), filepath.Join(t.TempDir(), "key.pem")
+	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	if err := os.WriteFile(certFile, certPEM, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	roots = x509.NewCertPool()
+	roots.AppendCertsFromPEM(certPEM)
+	return certFile, keyFile, roots
+}
+
+func TestTLSAndSocketTogether(t *testing.T) {
+	certFile, keyFile, roots := writeCert(t)
+	conf, err := LoadTLS(certFile, keyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(t.TempDir(), "s.sock")
+	s, _ := serve(t, frontendtest.New(), ServerOptions{Address: "127.0.0.1:0", TLS: conf, Socket: socket})
+	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: true}}
+	defer client.CloseIdleConnections()
+	resp, err := client.Get("https://" + s.Addr().String() + "/healthz")
+	if err != nil || resp.StatusCode != 200 || resp.ProtoMajor != 2 {
+		t.Fatalf("TLS: %v %+v", err, resp)
+	}
+	resp.Body.Close()
+	if resp, err := unixClient(socket).Get("http://sluice/v1/gateways"); err != nil || resp.StatusCode != 200 {
+		t.Errorf("socket: %v", err)
+	}
+	if _, err := LoadTLS(keyFile, certFile); errs.ClassOf(err) != errs.Invalid {
+		t.Errorf("key and certificate swapped: %v", err)
+	}
+}
+
+func TestGracefulStop(t *testing.T) {
+	for _, grace := range []time.Duration{5 * time.Second, 50 * time.Millisecond} {
+		front := frontendtest.New()
+		hang := frontendtest.Long(1, 3)
+		hang.Tail, hang.Block = nil, true
+		front.On("select", hang)
+		s, stop := serve(t, front, ServerOptions{Address: "127.0.0.1:0", Grace: grace})
+		ctx, cancel := context.WithCancel(t.Context())
+		req, _ := http.NewRequestWithContext(ctx, "POST", "http://"+s.Addr().String()+"/v1/query", strings.NewReader(ask))
+		req.Header.Set("Authorization", "Bearer "+frontendtest.Token)
+		client := &http.Client{}
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			time.Sleep(300 * time.Millisecond)
+			if grace > time.Second {
+				cancel() // the query ends by itself, within the grace
+			}
+		}()
+		start := time.Now()
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(start); grace > time.Second && (took < 200*time.Millisecond || took > 3*time.Second) {
+			t.Errorf("grace %s: stopped after %s", grace, took)
+		}
+		if front.Open() != 0 {
+			t.Errorf("grace %s: Serve returned before the query had ended", grace)
+		}
+		if _, err := io.ReadAll(resp.Body); err == nil {
+			t.Errorf("grace %s: the cut result reads as whole", grace)
+		}
+		cancel()
+		client.CloseIdleConnections()
+	}
+}
