@@ -1,0 +1,101 @@
+package postgres
+
+import (
+	"context"
+	"net"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+const (
+	// resetTimeout bounds the wait for the answer to a reset that was sent when the
+	// last query ended. Usually it has long come.
+	resetTimeout = 2 * time.Second
+	// probeAfter is how long a connection is idle before it is looked at for having
+	// been closed by the server.
+	probeAfter = time.Second
+	// abortTimeout bounds a cancel request and the goodbye after it.
+	abortTimeout = 10 * time.Second
+	killTimeout  = time.Second
+)
+
+// conn is a connection of a pool.
+type conn struct {
+	pool *pool
+	pg   *pgconn.PgConn
+	// resetting is the last query's pipeline, in which the answer to the reset of the
+	// session waits unread; nil on a fresh connection.
+	resetting *pgconn.Pipeline
+	idleSince time.Time
+}
+
+func newConn(p *pool, pg *pgconn.PgConn) *conn { return &conn{pool: p, pg: pg} }
+
+// ready reports whether an idle connection can serve: the server still holds it, and
+// has reset the session.
+func (c *conn) ready() bool {
+	if c.pg.IsClosed() {
+		return false
+	}
+	if p := c.resetting; p != nil {
+		c.resetting = nil
+		nc := c.pg.Conn()
+		if nc.SetDeadline(time.Now().Add(resetTimeout)) != nil || p.Close() != nil || c.pg.TxStatus() != 'I' {
+			return false
+		}
+		if nc.SetDeadline(time.Time{}) != nil {
+			return false
+		}
+	}
+	return time.Since(c.idleSince) < probeAfter || isQuiet(c.pg.Conn())
+}
+
+// isQuiet looks, without waiting or reading, whether the peer has closed or said
+// anything unasked, which an idle server does only to say goodbye.
+func isQuiet(nc net.Conn) bool {
+	if t, ok := nc.(interface{ NetConn() net.Conn }); ok {
+		nc = t.NetConn()
+	}
+	sc, ok := nc.(syscall.Conn)
+	if !ok {
+		return true
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return false
+	}
+	quiet := false
+	err = raw.Read(func(fd uintptr) bool {
+		var b [1]byte
+		_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		quiet = err == syscall.EAGAIN
+		return true
+	})
+	return err == nil && quiet
+}
+
+// kill ends an idle connection.
+func (c *conn) kill() {
+	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+	defer cancel()
+	_ = c.pg.Close(ctx)
+}
+
+// abort ends a connection on which a statement may still run.
+func (c *conn) abort() {
+	ctx, cancel := context.WithTimeout(context.Background(), abortTimeout)
+	defer cancel()
+	if !c.pg.IsClosed() {
+		_ = c.pg.CancelRequest(ctx)
+		_ = c.pg.Close(ctx)
+		return
+	}
+	// The library noticed first, and does the same by itself.
+	select {
+	case <-c.pg.CleanupDone():
+	case <-ctx.Done():
+		_ = c.pg.Conn().Close()
+	}
+}

@@ -1,0 +1,45 @@
+// Package postgres is the connector for PostgreSQL and what speaks its protocol.
+//
+// It owns everything between an adbc.Database and the wire: dialling by steps, a pool
+// per credential, the extended protocol with binary results, and their decoding into
+// Arrow columns. It does not own name resolution (connector.Options) nor the tunnel.
+// Only connector/all, and tests, import it; members call it through package connector.
+//
+// # How a query runs
+//
+// A statement that was described before is one round trip: BEGIN READ ONLY, Parse,
+// Describe, Bind, Execute, then, behind the result, ROLLBACK and DISCARD ALL, all in one
+// write. The first time, a Parse and Describe goes ahead, since the formats in which
+// the columns are asked for depend on their types. Descriptions are kept per database;
+// nothing is kept in the server's session, so nothing there can be tampered with.
+//
+// A read-only source runs each statement in a transaction of its own, READ ONLY and
+// rolled back. With readOnly: false a statement is a transaction of its own, committed
+// if it succeeds; several parameter rows are one transaction.
+//
+// # Types
+//
+//	bool, int2, int4, int8, float4, float8   bool, int16, int32, int64, float32, float64
+//	oid                                       uint32
+//	numeric(p,s)                              decimal128, or decimal256 for p > 38
+//	numeric without precision, or p > 76      utf8, the exact value as PostgreSQL prints it
+//	text, varchar, char, name, json, jsonb    utf8
+//	uuid                                      utf8, which every client can show
+//	bytea                                     binary
+//	date, time                                date32, time64[us]
+//	timestamp, timestamptz                    timestamp[us], timestamp[us, UTC]
+//	interval                                  month_day_nano
+//	arrays of these                           list of the element's type
+//	everything else                           utf8, as PostgreSQL prints it
+//
+// Each field carries the metadata "postgres.type". A domain is its base type.
+//
+// Some values have no counterpart in the Arrow type of their column: NaN in a
+// decimal, infinite dates and timestamps and those after the year 294246, intervals of
+// more than 292 years of microseconds, the time 24:00:00, arrays of several dimensions
+// or with a lower bound other than 1, bytes that are not UTF-8 from a database
+// without an encoding. Such a column comes as utf8 (the last case: binary), with
+// the metadata "postgres.text" saying why. If the first such value comes after rows
+// have gone out, the query ends in an error that names column and value, and the
+// column comes as text when the query is run again. No value is ever changed.
+package postgres

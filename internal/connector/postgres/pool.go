@@ -1,0 +1,178 @@
+package postgres
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/errs"
+)
+
+const (
+	idleTimeout = 5 * time.Minute
+	// closeTimeout bounds how long Close waits for connections in use, after it
+	// has cancelled their queries.
+	closeTimeout = 20 * time.Second
+)
+
+// pool holds the connections of one database. The one given back last is taken first,
+// so that those not needed grow old and go.
+type pool struct {
+	cfg    *config
+	slots  chan struct{}   // one token per connection in use; idle ones are used first
+	life   context.Context // ends with close
+	cancel context.CancelFunc
+
+	mu     sync.Mutex
+	idle   []*conn
+	closed bool
+	reaper *time.Timer    // set while there are idle connections
+	busy   sync.WaitGroup // tokens taken
+}
+
+func newPool(cfg *config) *pool {
+	p := &pool{cfg: cfg, slots: make(chan struct{}, cfg.maxConns)}
+	p.life, p.cancel = context.WithCancel(context.Background())
+	return p
+}
+
+// acquire returns a connection for one query, waiting if all are in use. dialled is
+// how long it took to make it, 0 for a pooled one. The caller gives it back with
+// release or discard.
+func (p *pool) acquire(ctx context.Context) (c *conn, dialled time.Duration, err error) {
+	if err := p.enter(ctx); err != nil {
+		return nil, 0, err
+	}
+	for c := p.pop(); c != nil; c = p.pop() {
+		if c.ready() {
+			return c, 0, nil
+		}
+		c.kill()
+	}
+	start := time.Now()
+	pg, err := p.cfg.dial(ctx, noSteps)
+	if err != nil {
+		p.leave()
+		return nil, 0, err
+	}
+	return newConn(p, pg), time.Since(start), nil
+}
+
+// enter takes a token.
+func (p *pool) enter(ctx context.Context) error {
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return p.errClosed()
+	}
+	p.busy.Add(1)
+	p.mu.Unlock()
+	select {
+	case p.slots <- struct{}{}:
+		return nil
+	default:
+	}
+	select {
+	case p.slots <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		p.busy.Done()
+		err := p.cfg.interrupted(ctx, errs.StepConnect, "wait for a connection to "+p.cfg.host)
+		return err.WithHint("all %d connections of this member to the data source are in use", p.cfg.maxConns)
+	case <-p.life.Done():
+		p.busy.Done()
+		return p.errClosed()
+	}
+}
+
+func (p *pool) leave() {
+	<-p.slots
+	p.busy.Done()
+}
+
+func (p *pool) errClosed() error {
+	return errs.New(errs.Unavailable, "%s is closed", p.cfg.object).WithStep(errs.StepConnect).On(p.cfg.object, "")
+}
+
+func (p *pool) pop() *conn {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.idle) == 0 {
+		return nil
+	}
+	c := p.idle[len(p.idle)-1]
+	p.idle[len(p.idle)-1] = nil
+	p.idle = p.idle[:len(p.idle)-1]
+	return c
+}
+
+// release gives a connection back whose session is being reset.
+func (p *pool) release(c *conn) {
+	c.idleSince = time.Now()
+	p.mu.Lock()
+	keep := !p.closed
+	if keep {
+		p.idle = append(p.idle, c)
+		if p.reaper == nil {
+			p.reaper = time.AfterFunc(idleTimeout, p.reap)
+		}
+	}
+	p.mu.Unlock()
+	if !keep {
+		c.kill()
+	}
+	p.leave()
+}
+
+// discard ends a connection whose query may still run: it asks the server to cancel
+// it, in the background, and keeps the token until that is done.
+func (p *pool) discard(c *conn) {
+	go func() {
+		defer p.leave()
+		c.abort()
+	}()
+}
+
+// reap ends the connections that have been idle for long: the oldest come first.
+func (p *pool) reap() {
+	p.mu.Lock()
+	p.reaper = nil
+	n, limit := 0, time.Now().Add(-idleTimeout)
+	for n < len(p.idle) && !p.idle[n].idleSince.After(limit) {
+		n++
+	}
+	old := append([]*conn(nil), p.idle[:n]...)
+	p.idle = append(p.idle[:0], p.idle[n:]...)
+	if len(p.idle) > 0 && !p.closed {
+		p.reaper = time.AfterFunc(p.idle[0].idleSince.Add(idleTimeout).Sub(time.Now()), p.reap)
+	}
+	p.mu.Unlock()
+	for _, c := range old {
+		c.kill()
+	}
+}
+
+// close cancels what runs, ends every connection and waits until they are gone.
+func (p *pool) close() error {
+	p.mu.Lock()
+	p.closed = true
+	idle := p.idle
+	p.idle = nil
+	if p.reaper != nil {
+		p.reaper.Stop()
+		p.reaper = nil
+	}
+	p.mu.Unlock()
+	p.cancel()
+	for _, c := range idle {
+		c.kill()
+	}
+	gone := make(chan struct{})
+	go func() { p.busy.Wait(); close(gone) }()
+	select {
+	case <-gone:
+		return nil
+	case <-time.After(closeTimeout):
+		return errs.New(errs.Timeout, "%s: connections are still in use %v after closing", p.cfg.object, closeTimeout)
+	}
+}
