@@ -143,6 +143,7 @@ func TestKernelDropsSpoofedPackets(t *testing.T) {
 func TestKernelNATSideCannotPretend(t *testing.T) {
 	t.Parallel()
 	n := newNetwork(t)
+	n.listen("vnet", "10.20.1.9:5432")
 	n.apply(n.vnet())
 	for i, source := range []string{"10.20.0.5", "198.51.100.7"} {
 		f := Flow{Source: addr(source), Destination: addr("10.20.1.5"), Protocol: core.ProtocolUDP, DestinationPort: 9, SourcePort: 9}
@@ -150,6 +151,40 @@ func TestKernelNATSideCannotPretend(t *testing.T) {
 		if n.arrives("m2", uint16(i+1), false) {
 			t.Errorf("an unsolicited packet from %s came in through the NAT gateway", source)
 		}
+		f.Protocol, f.Destination, f.DestinationPort = core.ProtocolTCP, addr("10.20.1.9"), 5432
+		send(t, n.raw["nat"], packet(f, uint16(i+10)))
+		f.Destination, f.DestinationPort = addr("10.20.0.2"), dnsPort
+		send(t, n.raw["nat"], packet(f, uint16(i+20)))
+	}
+	time.Sleep(50 * time.Millisecond)
+	for ns, c := range n.captures {
+		for _, b := range c.packets() {
+			if packetProtocol(b) == unix.IPPROTO_TCP {
+				t.Errorf("an endpoint or the resolver answered the NAT gateway's side, in namespace %s: %x", ns, b)
+			}
+		}
+	}
+}
+
+// TestKernelNATSideCannotJoinAFlow forges, from the NAT gateway's side, an answer to a
+// question that one member asked another.
+func TestKernelNATSideCannotJoinAFlow(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	n.apply(n.vnet())
+	f := Flow{Source: addr("10.20.0.4"), Destination: addr("10.20.1.5"), Protocol: core.ProtocolUDP, SourcePort: 7, DestinationPort: 9}
+	send(t, n.raw["m0"], packet(f, 1))
+	if !n.arrives("m2", 1, true) {
+		t.Fatal("the question did not arrive")
+	}
+	f.Source, f.Destination, f.SourcePort, f.DestinationPort = f.Destination, f.Source, f.DestinationPort, f.SourcePort
+	send(t, n.raw["nat"], packet(f, 2))
+	if n.arrives("m0", 2, false) {
+		t.Error("the forged answer arrived")
+	}
+	send(t, n.raw["m2"], packet(f, 3))
+	if !n.arrives("m0", 3, true) {
+		t.Error("the true answer did not arrive")
 	}
 }
 

@@ -133,7 +133,8 @@ func TestKernelNATPassesOnlyWhatItShould(t *testing.T) {
 func TestKernelNATAnswersNothingUnsolicited(t *testing.T) {
 	t.Parallel()
 	n := newNATLab(t)
-	for _, to := range []string{"192.0.2.1", "10.20.0.4", "10.20.0.1"} {
+	n.ip("nat", "route add 203.0.113.0/24 via 192.0.2.2")
+	for _, to := range []string{"192.0.2.1", "10.20.0.4", "10.20.0.1", "203.0.113.9"} {
 		for _, p := range []core.Protocol{core.ProtocolTCP, core.ProtocolUDP, core.ProtocolICMP} {
 			send(t, n.raw["out"], packet(Flow{Source: addr("192.0.2.2"), Destination: addr(to), Protocol: p, SourcePort: 7, DestinationPort: 2000}, 9))
 		}

@@ -57,6 +57,8 @@ func (n *network) build() {
 	for _, m := range n.members {
 		n.attach(m.ns, m.Interface, m.MAC, m.Address)
 	}
+	// A route that should not be there: nobody holds the address.
+	n.ip("vnet", "route add 10.20.0.77/32 dev port1", "neighbor replace 10.20.0.77 lladdr 02:00:00:00:00:01 dev port1 nud permanent")
 	n.attach("nat", "nat0", "02:bb:00:00:00:01", addr("169.254.77.2"))
 	n.ip("vnet", "route add default via 169.254.77.2 dev nat0 onlink")
 }

@@ -251,6 +251,7 @@ func (c *vnetCompiler) output() error {
 	c.line(1, "# This namespace only answers.")
 	c.line(1, "chain output {")
 	c.line(2, "type filter hook output priority filter; policy drop;")
+	c.line(2, `icmp type redirect counter drop comment "redirects"`)
 	c.line(2, "ct state established,related accept")
 	c.line(1, "}\n")
 	return nil
