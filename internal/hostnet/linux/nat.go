@@ -160,12 +160,10 @@ func (n *Network) ensureNAT(ctx context.Context, v *vnet, g *natGateway) (err er
 		return err
 	}
 	macs := n.natMACs(uid)
-	upper, inside, err := ensurePair(ctx, end{v.at, natInnerLink(uid), macs.vnet, why}, end{g.at, insideName, macs.inside, ""})
-	if err != nil {
-		return err
-	}
 	link := n.names.natHostLink(uid)
-	host, outside, err := ensurePair(ctx, end{n.host, link, macs.host, why}, end{g.at, outsideName, macs.outside, ""})
+	ends, err := ensurePairs(ctx,
+		pair{end{v.at, natInnerLink(uid), macs.vnet, why}, end{g.at, insideName, macs.inside, ""}},
+		pair{end{n.host, link, macs.host, why}, end{g.at, outsideName, macs.outside, ""}})
 	if err != nil {
 		return err
 	}
@@ -175,9 +173,9 @@ func (n *Network) ensureNAT(ctx context.Context, v *vnet, g *natGateway) (err er
 	}
 	inN := n.insideNAT(g)
 	if err := errors.Join(
-		g.at.assert(newLinks(inside, outside, lo), inN),
-		v.at.assert(newLinks(upper), n.natInVNet(g)),
-		n.host.assert(newLinks(host), n.natInHost(g)),
+		g.at.assert(newLinks(ends[1], ends[3], lo), inN),
+		v.at.assert(newLinks(ends[0]), n.natInVNet(g)),
+		n.host.assert(newLinks(ends[2]), n.natInHost(g)),
 		n.host.do(func() error {
 			return writeAll([]sysctl{
 				{key: "ipv6/conf/" + link + "/disable_ipv6", value: "1", optional: true},

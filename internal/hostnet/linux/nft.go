@@ -77,26 +77,42 @@ func (r *ruleset) holds(text string) bool {
 // apply replaces what text replaces, in one transaction, and reads back that the
 // kernel holds every rule of it.
 func (r *ruleset) apply(ctx context.Context, text string) error {
-	before, err := r.generation()
-	if err != nil {
-		return err
+	change, small := "", false
+	if r.holds(r.text) {
+		change, small = delta(r.text, text)
+	}
+	if !small {
+		change = text
 	}
 	r.text = ""
-	exited, err := r.run(ctx, text)
-	if err != nil {
-		return err
-	}
-	if err := r.await(ctx, before, exited); err != nil {
+	if err := r.transact(ctx, change, small || r.shared); err != nil {
 		return err
 	}
 	if err := r.verify(text); err != nil {
 		return err
 	}
-	if r.gen, err = r.generation(); err != nil {
+	gen, err := r.generation()
+	if err == nil {
+		r.text, r.gen = text, gen
+	}
+	return err
+}
+
+// transact carries out one transaction of nft. Only a replacement frees much; the exit
+// of a smaller one comes soon, and says more than the generation does.
+func (r *ruleset) transact(ctx context.Context, text string, untilExit bool) error {
+	before, err := r.generation()
+	if err != nil {
 		return err
 	}
-	r.text = text
-	return nil
+	exited, err := r.run(ctx, text)
+	if err != nil {
+		return err
+	}
+	return r.await(ctx, exited, func() bool {
+		gen, err := r.generation()
+		return !untilExit && (err != nil || gen != before)
+	})
 }
 
 // run starts nft in the namespace; a child inherits that of the thread that makes it.
@@ -122,9 +138,9 @@ func (r *ruleset) run(ctx context.Context, text string) (<-chan error, error) {
 	return exited, nil
 }
 
-// await returns when the transaction is in force: the generation moved, or nft ended.
-func (r *ruleset) await(ctx context.Context, before uint32, exited <-chan error) error {
-	tick := time.NewTicker(300 * time.Microsecond)
+// await returns when nft ended, or when done says that its work is.
+func (r *ruleset) await(ctx context.Context, exited <-chan error, done func() bool) error {
+	tick := time.NewTicker(500 * time.Microsecond)
 	defer tick.Stop()
 	for {
 		select {
@@ -133,12 +149,9 @@ func (r *ruleset) await(ctx context.Context, before uint32, exited <-chan error)
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
-		}
-		if r.shared {
-			continue
-		}
-		if gen, err := r.generation(); err != nil || gen != before {
-			return err
+			if done() {
+				return nil
+			}
 		}
 	}
 }

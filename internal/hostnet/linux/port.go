@@ -46,24 +46,20 @@ func (n *Network) ensurePort(ctx context.Context, v *vnet, p *port) error {
 		return err
 	}
 	macs, why := n.names.portMACs(p.spec), portWhy(key)
-	outer, inner, err := ensurePair(ctx,
-		end{v.at, portLink(key), macs.ethOut, why}, end{p.at, ethName, macs.eth, ""})
+	ends, err := ensurePairs(ctx,
+		pair{end{v.at, portLink(key), macs.ethOut, why}, end{p.at, ethName, macs.eth, ""}},
+		pair{end{n.tunnel.at, tunnelLink(key), macs.tunOut, why}, end{p.at, tunName, macs.tun, ""}})
 	if err != nil {
 		return err
 	}
-	tunOuter, tunInner, err := ensurePair(ctx,
-		end{n.tunnel.at, tunnelLink(key), macs.tunOut, why}, end{p.at, tunName, macs.tun, ""})
-	if err != nil {
+	if err := v.at.assert(newLinks(ends[0]), n.portInVNet(p.spec)); err != nil {
 		return err
 	}
-	if err := v.at.assert(newLinks(outer), n.portInVNet(p.spec)); err != nil {
-		return err
-	}
-	if err := n.tunnel.at.assert(newLinks(tunOuter), n.portInTunnel(p.spec)); err != nil {
+	if err := n.tunnel.at.assert(newLinks(ends[2]), n.portInTunnel(p.spec)); err != nil {
 		return err
 	}
 	// Last, because from here on the member can send.
-	return p.at.assert(newLinks(inner, tunInner), n.portInMember(p.spec, subnet))
+	return p.at.assert(newLinks(ends[1], ends[3]), n.portInMember(p.spec, subnet))
 }
 
 func (n *Network) openPort(p *port) (err error) {

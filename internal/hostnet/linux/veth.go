@@ -23,23 +23,33 @@ type end struct {
 	alias string // what it is for, kept by the kernel for Inventory
 }
 
-// ensurePair makes two ends exist, up and operational. Each end is born where it
-// belongs: moving one between namespaces costs 20 ms. A pair that fits is kept.
-func ensurePair(ctx context.Context, a, b end) (la, lb netlink.Link, err error) {
-	err = addPair(a, b)
-	if errors.Is(err, unix.EEXIST) {
-		if la, lb, err = keepPair(a, b); err == nil && la == nil {
-			err = addPair(a, b)
+// pair is a veth.
+type pair struct{ a, b end }
+
+// ensurePairs makes veths exist, up and operational, and returns their ends, two for
+// each. An end is born where it belongs: moving one between namespaces costs 20 ms. A
+// pair that fits is kept.
+func ensurePairs(ctx context.Context, pairs ...pair) ([]netlink.Link, error) {
+	var ends []end
+	for _, p := range pairs {
+		if err := ensurePair(p.a, p.b); err != nil {
+			return nil, fmt.Errorf("veth %s–%s: %w", p.a.name, p.b.name, err)
 		}
+		ends = append(ends, p.a, p.b)
 	}
-	if err != nil {
-		return nil, nil, fmt.Errorf("veth %s–%s: %w", a.name, b.name, err)
+	return raiseAll(ctx, ends)
+}
+
+func ensurePair(a, b end) error {
+	err := addPair(a, b)
+	if !errors.Is(err, unix.EEXIST) {
+		return err
 	}
-	la, lb, err = raisePair(ctx, a, b)
-	if err != nil {
-		return nil, nil, fmt.Errorf("veth %s–%s: %w", a.name, b.name, err)
+	kept, err := keepPair(a, b)
+	if err != nil || kept {
+		return err
 	}
-	return la, lb, nil
+	return addPair(a, b)
 }
 
 func addPair(a, b end) error {
@@ -52,13 +62,13 @@ func addPair(a, b end) error {
 	return a.at.nl.LinkAdd(v)
 }
 
-// keepPair returns both ends if they are each other's and as described; otherwise it
-// removes what stands in the way and returns nil.
-func keepPair(a, b end) (netlink.Link, netlink.Link, error) {
+// keepPair says whether both ends are each other's and as described; otherwise it
+// removes what stands in the way.
+func keepPair(a, b end) (bool, error) {
 	la, errA := a.at.nl.LinkByName(a.name)
 	lb, errB := b.at.nl.LinkByName(b.name)
 	if errA == nil && errB == nil && fits(a, la, lb) && fits(b, lb, la) {
-		return la, lb, nil
+		return true, nil
 	}
 	if errA == nil {
 		errA = a.at.nl.LinkDel(la)
@@ -68,10 +78,10 @@ func keepPair(a, b end) (netlink.Link, netlink.Link, error) {
 	}
 	for _, err := range []error{errA, errB} {
 		if err != nil && !gone(err) {
-			return nil, nil, fmt.Errorf("removing what is in its place: %w", err)
+			return false, fmt.Errorf("removing what is in its place: %w", err)
 		}
 	}
-	return nil, nil, nil
+	return false, nil
 }
 
 func fits(e end, l, peer netlink.Link) bool {
@@ -79,29 +89,43 @@ func fits(e end, l, peer netlink.Link) bool {
 	return l.Type() == "veth" && at.ParentIndex == peer.Attrs().Index && bytes.Equal(at.HardwareAddr, e.mac)
 }
 
-// raisePair brings both ends up and waits until both carry packets. An address that
-// is used before that loses its first packet now and then, which costs a second.
-func raisePair(ctx context.Context, a, b end) (la, lb netlink.Link, err error) {
+// raiseAll brings ends up and waits until all carry packets. An address that is used
+// before that loses its first packet now and then, which costs a second.
+func raiseAll(ctx context.Context, ends []end) ([]netlink.Link, error) {
 	deadline := time.Now().Add(operationalWait)
-	for pause := 50 * time.Microsecond; ; pause = min(2*pause, 5*time.Millisecond) {
-		if la, err = raise(a, la); err != nil {
-			return nil, nil, err
+	seen := make([]netlink.Link, len(ends))
+	for try := 0; ; try++ {
+		waiting := ""
+		for i, e := range ends {
+			var err error
+			if seen[i], err = raise(e, seen[i]); err != nil {
+				return nil, fmt.Errorf("interface %s: %w", e.name, err)
+			}
+			if !operational(seen[i]) {
+				waiting = e.name
+			}
 		}
-		if lb, err = raise(b, lb); err != nil {
-			return nil, nil, err
-		}
-		if operational(la) && operational(lb) {
-			return la, lb, nil
+		if waiting == "" {
+			return seen, nil
 		}
 		if time.Now().After(deadline) {
-			return nil, nil, fmt.Errorf("not operational within %s", operationalWait)
+			return nil, fmt.Errorf("interface %s is not operational within %s", waiting, operationalWait)
 		}
-		select {
-		case <-ctx.Done():
-			return nil, nil, ctx.Err()
-		case <-time.After(pause):
+		if err := ctx.Err(); err != nil {
+			return nil, err
 		}
+		nap(try)
 	}
+}
+
+// nap sleeps in the kernel at first: the runtime's own timers round up to 1 ms, which
+// is long beside the tenths that an interface takes.
+func nap(try int) {
+	if try < 20 {
+		unix.Nanosleep(&unix.Timespec{Nsec: 50_000}, nil)
+		return
+	}
+	time.Sleep(2 * time.Millisecond)
 }
 
 // raise reads an end, unless it was seen operational, and brings it up if it is down.
