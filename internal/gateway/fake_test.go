@@ -236,20 +236,24 @@ func post(t testing.TB, ctx context.Context, url string, req any) *http.Response
 
 func postWith(t testing.TB, ctx context.Context, client *http.Client, url string, req any) *http.Response {
 	t.Helper()
-	body, err := json.Marshal(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp, err := client.Do(r)
+	resp, err := send(ctx, client, url, req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { resp.Body.Close() })
 	return resp
+}
+
+func send(ctx context.Context, client *http.Client, url string, req any) (*http.Response, error) {
+	body, err := json.Marshal(req)
+	if err != nil {
+		return nil, err
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	return client.Do(r)
 }
 
 // result is what a client has of an answer.
