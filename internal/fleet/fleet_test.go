@@ -1,0 +1,440 @@
+package fleet
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/hostapi"
+	"github.com/sluice-gateway/sluice/internal/store"
+	"github.com/sluice-gateway/sluice/internal/store/sqlite"
+	"github.com/sluice-gateway/sluice/internal/wire"
+)
+
+const tenant = core.DefaultTenant
+
+var corpBI = GatewayRef{Tenant: tenant, Name: "corp-bi", UID: "g1"}
+
+// rig is a fleet on a real store, with one host that the test plays.
+type rig struct {
+	t     *testing.T
+	store *sqlite.Store
+	fleet *Fleet
+	path  string
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	r := &rig{t: t, path: filepath.Join(t.TempDir(), "s.db")}
+	r.open()
+	r.write(func(tx store.Tx) error {
+		for _, s := range []core.Stored{
+			{UID: "v1", Spec: &core.VirtualNetwork{
+				Name: "corp", AddressSpace: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16")},
+				Subnets: []core.Subnet{{Name: "gateways", Prefix: netip.MustParsePrefix("10.20.0.0/29"), Delegation: core.DelegationGateways}},
+			}},
+			{UID: "g1", Spec: &core.Gateway{Name: "corp-bi", VNet: "corp", Subnet: "gateways"}},
+		} {
+			s.Tenant, s.Version, s.CreatedAt, s.UpdatedAt = tenant, 1, time.Now(), time.Now()
+			if err := tx.PutResource(s); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return r
+}
+
+// open makes a fleet on the store's file, as a new process would.
+func (r *rig) open() {
+	r.t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	st, err := sqlite.Open(context.Background(), sqlite.Options{Path: r.path, Logger: log})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	f, err := New(context.Background(), Options{
+		Store: st, Logger: log, Disconnect: func(string, int64) {},
+		WakeTimeout: 1500 * time.Millisecond, DrainTimeout: 300 * time.Millisecond, Quarantine: time.Hour,
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.store, r.fleet = st, f
+	r.t.Cleanup(r.close)
+}
+
+func (r *rig) close() {
+	if r.fleet != nil {
+		r.fleet.Close()
+		r.store.Close()
+		r.fleet = nil
+	}
+}
+
+func (r *rig) write(fn func(store.Tx) error) {
+	r.t.Helper()
+	if err := r.store.Write(context.Background(), fn); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *rig) leases() []core.Lease {
+	r.t.Helper()
+	var out []core.Lease
+	err := r.store.Read(context.Background(), func(tx store.Tx) (err error) {
+		out, err = tx.ListLeases(tenant)
+		return err
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return out
+}
+
+// scripted is a host whose behaviour the test chooses.
+type scripted struct {
+	rig  *rig
+	name string
+	conn net.Conn
+	done chan struct{}
+
+	mu       sync.Mutex
+	mute     bool // sends no report
+	noDial   bool // members never dial back
+	keep     bool // never tears down
+	exit     string
+	stale    bool // reports versions of the past
+	goals    []core.GoalState
+	present  map[string]core.GoalMember
+	injected int
+}
+
+func (r *rig) host(name string, configure func(*scripted)) *scripted {
+	r.t.Helper()
+	a, b := net.Pipe()
+	h := &scripted{rig: r, name: name, conn: a, done: make(chan struct{}), present: map[string]core.GoalMember{}}
+	if configure != nil {
+		configure(h)
+	}
+	f := r.fleet
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = f.ServeHost(context.Background(), name, b)
+	}()
+	go h.run()
+	r.t.Cleanup(func() {
+		a.Close()
+		<-h.done
+		<-served
+	})
+	r.eventually("host connected", func() bool { return len(f.Hosts()) > 0 })
+	return h
+}
+
+func (h *scripted) run() {
+	defer close(h.done)
+	for {
+		var msg hostapi.ToHost
+		if err := wire.Read(h.conn, &msg, 0); err != nil {
+			return
+		}
+		if msg.Goal != nil {
+			h.obey(*msg.Goal)
+		}
+	}
+}
+
+func (h *scripted) obey(goal core.GoalState) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.goals = append(h.goals, goal)
+	want := map[string]core.GoalMember{}
+	for _, m := range goal.Members {
+		want[m.ID] = m
+		if _, ok := h.present[m.ID]; !ok {
+			h.present[m.ID] = m
+			h.injected++
+			if !h.noDial && h.exit == "" {
+				h.rig.fleet.TunnelUp(m.ID, m.Generation)
+			}
+		}
+	}
+	for id := range h.present {
+		if _, ok := want[id]; !ok && !h.keep {
+			delete(h.present, id)
+		}
+	}
+	if h.mute {
+		return
+	}
+	report := core.HostReport{Host: h.name, Version: goal.Version, Complete: true}
+	if h.stale {
+		report.Version = 0
+		report.Members = nil
+	}
+	for _, m := range h.present {
+		report.Members = append(report.Members, core.ObservedMember{
+			ID: m.ID, Generation: m.Generation, Present: true, Running: h.exit == "", Exit: h.exit,
+		})
+	}
+	if h.stale {
+		report.Members = nil
+	}
+	_ = wire.Write(h.conn, hostapi.ToService{Report: &report})
+}
+
+func (r *rig) eventually(what string, cond func() bool) {
+	r.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+		if cond() {
+			return
+		}
+	}
+	r.t.Fatalf("not within 10 s: %s", what)
+}
+
+func within(t *testing.T, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestManyQueriesCauseOneWake(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	h := r.host("h", nil)
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Go(func() {
+			g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			g.Release()
+		})
+	}
+	wg.Wait()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.injected != 1 {
+		t.Errorf("%d members were injected, want 1", h.injected)
+	}
+	if n := len(r.leases()); n != 1 {
+		t.Errorf("%d leases, want 1", n)
+	}
+}
+
+func TestWakePhases(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.host("h", nil)
+	g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Release()
+	var names []string
+	for _, p := range g.Wake {
+		names = append(names, p.Name)
+	}
+	if got, want := strings.Join(names, ","), "leased,injected,dialled back"; got != want {
+		t.Errorf("phases %s, want %s", got, want)
+	}
+	again, err := r.fleet.Acquire(within(t, time.Second), corpBI)
+	if err != nil || len(again.Wake) != 0 {
+		t.Errorf("a running gateway was woken: %v, %v", again.Wake, err)
+	}
+	again.Release()
+}
+
+func TestPauseQuarantinesTheAddress(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.host("h", nil)
+	wake := func() netip.Addr {
+		g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.Release()
+		return g.Member.Address
+	}
+	first := wake()
+	if err := r.fleet.Pause(within(t, 10*time.Second), corpBI, "test"); err != nil {
+		t.Fatal(err)
+	}
+	leases := r.leases()
+	if len(leases) != 1 || leases[0].State != core.LeaseQuarantined {
+		t.Fatalf("after the pause: %+v, want one quarantined lease", leases)
+	}
+	seen := map[netip.Addr]bool{first: true}
+	for range 2 { // a /29 has three addresses
+		a := wake()
+		if seen[a] {
+			t.Fatalf("address %s was leased again in its quarantine", a)
+		}
+		seen[a] = true
+		if err := r.fleet.Pause(within(t, 10*time.Second), corpBI, "test"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI); errs.ClassOf(err) != errs.Exhausted {
+		t.Fatalf("with every address in quarantine: %v, want class exhausted", err)
+	}
+}
+
+func TestLeaseStaysUntilTeardownIsConfirmed(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name      string
+		configure func(*scripted)
+	}{
+		{"the host is silent", func(h *scripted) { h.mute = true }},
+		{"the host still has the member", func(h *scripted) { h.keep = true }},
+		{"the host reports an older goal state", func(h *scripted) { h.stale = true }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			r.host("h", tt.configure)
+			g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
+			if err != nil {
+				t.Fatal(err)
+			}
+			g.Release()
+			err = r.fleet.Pause(within(t, 700*time.Millisecond), corpBI, "test")
+			if errs.ClassOf(err) != errs.Timeout {
+				t.Errorf("pause: %v, want a time-out", err)
+			}
+			leases := r.leases()
+			if len(leases) != 1 || leases[0].State != core.LeaseHeld {
+				t.Errorf("leases %+v, want the one still held", leases)
+			}
+		})
+	}
+}
+
+func TestMemberThatEndsIsReplaced(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	h := r.host("h", func(h *scripted) { h.exit = "exit status 3" })
+	_, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
+	if errs.ClassOf(err) != errs.Unavailable || !strings.Contains(fmt.Sprint(err), "exit status 3") {
+		t.Fatalf("got %v, want the reason of the member's end", err)
+	}
+	h.mu.Lock()
+	h.exit = ""
+	h.mu.Unlock()
+	g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Release()
+	r.eventually("the first member is gone", func() bool { return len(r.fleet.Members(tenant)) == 1 })
+}
+
+func TestMemberThatNeverDialsBackIsRemoved(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.host("h", func(h *scripted) { h.noDial = true })
+	_, err := r.fleet.Acquire(within(t, 20*time.Second), corpBI)
+	if errs.ClassOf(err) != errs.Unavailable || !strings.Contains(fmt.Sprint(err), "did not dial back") {
+		t.Fatalf("got %v, want that it did not dial back", err)
+	}
+	r.eventually("nothing is left", func() bool { return len(r.fleet.Members(tenant)) == 0 })
+}
+
+func TestNoHost(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	_, err := r.fleet.Acquire(within(t, 5*time.Second), corpBI)
+	if errs.ClassOf(err) != errs.Unavailable || !strings.Contains(fmt.Sprint(err), "no host is connected") {
+		t.Fatalf("got %v, want that no host is connected", err)
+	}
+	if n := len(r.leases()); n != 0 {
+		t.Errorf("%d leases were taken for nothing", n)
+	}
+}
+
+func TestMembersOutliveTheService(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	h := r.host("h", nil)
+	g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Release()
+	h.conn.Close()
+	r.close()
+
+	r.open()
+	h2 := r.host("h", func(h *scripted) { h.present[g.Member.ID] = core.GoalMember{} })
+	if !r.fleet.Live(g.Member.ID, g.Member.Generation) {
+		t.Fatal("the member is not expected any more")
+	}
+	r.fleet.TunnelUp(g.Member.ID, g.Member.Generation)
+	again, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Release()
+	if again.Member.ID != g.Member.ID {
+		t.Errorf("member %s was injected although %s ran", again.Member.ID, g.Member.ID)
+	}
+	h2.mu.Lock()
+	defer h2.mu.Unlock()
+	if h2.injected != 0 {
+		t.Errorf("%d members were injected after the restart", h2.injected)
+	}
+}
+
+func TestOldGenerationIsNotLive(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.host("h", nil)
+	g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Release()
+	if r.fleet.Live(g.Member.ID, g.Member.Generation-1) {
+		t.Error("an older generation is live")
+	}
+	if err := r.fleet.Pause(within(t, 10*time.Second), corpBI, "test"); err != nil {
+		t.Fatal(err)
+	}
+	if r.fleet.Live(g.Member.ID, g.Member.Generation) {
+		t.Error("a member that was torn down is live")
+	}
+}
+
+func TestPauseCutsQueriesAfterTheDrain(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.host("h", nil)
+	g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Release()
+	begun := time.Now()
+	if err := r.fleet.Pause(within(t, 10*time.Second), corpBI, "test"); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(begun); took < 300*time.Millisecond {
+		t.Errorf("the pause took %s: it did not wait for the query in flight", took)
+	}
+}
