@@ -170,7 +170,7 @@ func (n *Network) Resolvers(vnetUID, subnet string) []netip.AddrPort {
 	if v == nil {
 		return nil
 	}
-	s, ok := v.subnet(subnet)
+	s, ok := subnetOf(v.goal, subnet)
 	if !ok {
 		return nil
 	}

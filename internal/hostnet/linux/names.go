@@ -50,12 +50,12 @@ func (n names) member(k hostnet.PortKey) string { return n.prefix() + "m-" + por
 func (n names) hostTable() string { return "sluice-" + n.instance }
 
 // hostLinks is what the names of our interfaces in the host's namespace begin with.
-func (n names) hostLinks() string { return "s" + n.instance }
+func (n names) hostLinks() string { return "s" + n.instance + "-" }
 
 // natHostLink names the host's end of a NAT gateway's veth, within the kernel's 15 characters.
 func (n names) natHostLink(uid string) string {
 	sum := sha256.Sum256([]byte(uid))
-	return n.hostLinks() + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:])[:14-len(n.instance)])
+	return n.hostLinks() + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:])[:13-len(n.instance)])
 }
 
 // natInnerLink names a NAT gateway's interface in V.

@@ -40,6 +40,7 @@ type ruleset struct {
 	at     *space
 	socket *nl.SocketHandle
 	exits  sync.WaitGroup
+	astray bool // a run was not waited for: its transaction may still come
 	shared bool // others program rules here too: the generation is not ours alone
 
 	text string // as applied and verified
@@ -77,6 +78,10 @@ func (r *ruleset) holds(text string) bool {
 // apply replaces what text replaces, in one transaction, and reads back that the
 // kernel holds every rule of it.
 func (r *ruleset) apply(ctx context.Context, text string) error {
+	if r.astray {
+		r.exits.Wait()
+		r.astray = false
+	}
 	change, small := "", false
 	if r.holds(r.text) {
 		change, small = delta(r.text, text)
@@ -147,6 +152,7 @@ func (r *ruleset) await(ctx context.Context, exited <-chan error, done func() bo
 		case err := <-exited:
 			return err
 		case <-ctx.Done():
+			r.astray = true
 			return ctx.Err()
 		case <-tick.C:
 			if done() {

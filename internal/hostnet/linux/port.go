@@ -17,6 +17,7 @@ type port struct {
 	spec    hostnet.Port
 	at      *space
 	ready   bool // complete when it was last looked at
+	bound   bool // the rules in force know it
 	err     error
 	checked time.Time
 }
@@ -33,12 +34,9 @@ func shorten(s string, n int) string { return s[:min(n, len(s))] }
 // ensurePort makes a port complete, whatever of it exists already. The namespace is
 // never made anew while it can be found: a process may be in it.
 func (n *Network) ensurePort(ctx context.Context, v *vnet, p *port) error {
-	subnet, ok := v.subnet(p.spec.Subnet)
+	subnet, ok := subnetOf(v.goal, p.spec.Subnet)
 	if !ok {
 		return errs.New(errs.NotFound, "the virtual network %s has no subnet %q", v.goal.Name, p.spec.Subnet)
-	}
-	if !subnet.Prefix.Contains(p.spec.Address) {
-		return errs.New(errs.Invalid, "the address %s is not in subnet %s (%s)", p.spec.Address, subnet.Name, subnet.Prefix)
 	}
 	key := p.spec.Key()
 	n.reaper.settle(portJob(portDigest(key)))

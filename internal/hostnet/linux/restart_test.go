@@ -486,3 +486,37 @@ func TestThreadsComeHome(t *testing.T) {
 	}
 	work.Wait()
 }
+
+// TestRefusedRulesKeepTheOld: an NSG that can't be compiled leaves the network as it is.
+func TestRefusedRulesKeepTheOld(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	serveIn(t, l.host, "127.0.0.1:5432", "orders")
+	vn := withEndpoint(corp("u1"), "orders-db", "10.20.1.4", 5432, "127.0.0.1:5432")
+	m := member(vn, 1, 1)
+	n := l.up()
+	at := portOf(t, l.set(n, hostnet.Config{VNets: []core.GoalVNet{vn}, Ports: []hostnet.Port{m}}), m)
+	broken := cloneVNet(vn)
+	broken.NSGs[0].Rules[0].Access = "Perhaps"
+	s, err := n.Set(l.ctx(), hostnet.Config{VNets: []core.GoalVNet{broken}, Ports: []hostnet.Port{m, member(vn, 2, 2)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s.Ports) != 1 || len(s.Problems) != 2 {
+		t.Errorf("with rules that are refused: %v", s)
+	}
+	wantGreeting(t, portOf(t, s, m), "10.20.1.4:5432", "orders 127.0.0.1")
+	wantSilence(t, at, "10.20.1.4:5433")
+}
+
+// TestInstancesNeverMeet: one instance's name may be how another's begins.
+func TestInstancesNeverMeet(t *testing.T) {
+	a, b := names{"ab"}, names{"ab1"}
+	link := b.natHostLink("uid")
+	if strings.HasPrefix(link, a.hostLinks()) || strings.HasPrefix(b.tunnel(), a.prefix()) {
+		t.Errorf("%s or %s is taken for one of instance %s", link, b.tunnel(), a.instance)
+	}
+	if len(link) != 15 || len(names{"01234567"}.natHostLink("uid")) != 15 {
+		t.Errorf("%s has not the length that our interfaces have", link)
+	}
+}

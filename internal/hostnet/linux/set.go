@@ -85,8 +85,16 @@ func (r *round) refuse(object string, err error) {
 }
 
 func (r *round) checkPort(p hostnet.Port, tunnels map[netip.Addr]string) error {
-	if _, ok := r.goals[p.VNetUID]; !ok {
+	goal, ok := r.goals[p.VNetUID]
+	if !ok {
 		return errs.New(errs.NotFound, "its virtual network %s is not on this host", p.VNetUID)
+	}
+	s, ok := subnetOf(goal, p.Subnet)
+	if !ok {
+		return errs.New(errs.NotFound, "the virtual network %s has no subnet %q", goal.Name, p.Subnet)
+	}
+	if !s.Prefix.Contains(p.Address) {
+		return errs.New(errs.Invalid, "the address %s is not in subnet %s (%s)", p.Address, s.Name, s.Prefix)
 	}
 	if !p.Address.Is4() || !linkLocal.Contains(p.TunnelAddress) || p.TunnelAddress == relayAddress {
 		return errs.New(errs.Invalid, "address %s or tunnel address %s can't be used", p.Address, p.TunnelAddress)

@@ -51,12 +51,12 @@ func (n *Network) newVNet() *vnet {
 
 func vnetJob(uid string) string { return "vnet " + uid }
 
-func (v *vnet) subnet(name string) (core.Subnet, bool) {
-	i := slices.IndexFunc(v.goal.Subnets, func(s core.Subnet) bool { return s.Name == name })
+func subnetOf(g core.GoalVNet, name string) (core.Subnet, bool) {
+	i := slices.IndexFunc(g.Subnets, func(s core.Subnet) bool { return s.Name == name })
 	if i < 0 {
 		return core.Subnet{}, false
 	}
-	return v.goal.Subnets[i], true
+	return g.Subnets[i], true
 }
 
 // problem remembers what could not be made; the object is tried again at each Set.
@@ -219,7 +219,7 @@ func (v *vnet) resolvers() (out []netip.Addr) {
 }
 
 // finish applies the rules and, meanwhile, makes the ports that are not complete. A
-// port counts as complete only under rules that know it.
+// port counts as complete only once there are rules that know it.
 func (v *vnet) finish(ctx context.Context) {
 	var work sync.WaitGroup
 	var rules error
@@ -237,13 +237,19 @@ func (v *vnet) finish(ctx context.Context) {
 		})
 	}
 	work.Wait()
-	if rules == nil {
-		return
+	v.bind(rules)
+}
+
+// bind notes which ports the rules know. If new rules are refused, the old ones stay in
+// force, and with them the ports that they know.
+func (v *vnet) bind(rules error) {
+	if rules != nil {
+		v.ready = false
+		v.problem(v.object(), errs.New(errs.Internal, "applying the rules of virtual network %s: %w", v.goal.Name, rules))
 	}
-	v.ready = false
-	v.problem(v.object(), errs.New(errs.Internal, "applying the rules of virtual network %s: %w", v.goal.Name, rules))
 	for _, p := range v.ports {
-		if p.ready {
+		p.bound = p.bound || rules == nil
+		if p.ready && !p.bound {
 			p.ready, p.err = false, errors.New("its rules could not be applied")
 		}
 	}
@@ -312,6 +318,9 @@ func (v *vnet) leavingNAT(name string) bool {
 func (v *vnet) silence() {
 	for _, e := range v.endpoints {
 		e.shut()
+	}
+	for _, d := range v.dns {
+		d.cancel() // all at once: each waits for the questions that it took
 	}
 	for _, d := range v.dns {
 		d.shut()
