@@ -20,7 +20,7 @@ type secretSource struct {
 // secretValue takes a secret as text or as a mapping that says where it is.
 func (c *checker) secretValue(path string, t *tree) any {
 	if t.shape != shapeMapping {
-		if c.secrets != nil && t.shape == shapeText && t.text != "" {
+		if c.secrets != nil && (t.shape == shapeText || t.shape == shapeNumber) && t.text != "" {
 			c.plain = append(c.plain, problem{field: path, line: t.line, col: t.col})
 		}
 		return c.text(path, t)

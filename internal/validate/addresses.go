@@ -12,8 +12,8 @@ import (
 // AssignAddresses gives each endpoint without an address the lowest free one of its
 // subnet, endpoint by endpoint in the order of their names, so that the order of the
 // set does not count. An address that another endpoint has, or that taken (nil for
-// none) reports, is not free. The set must be valid. An error, of the class
-// Exhausted, says that a subnet is full.
+// none) reports, is not free. What Set would refuse is passed over. An error, of the
+// class Exhausted, says that a subnet is full.
 func AssignAddresses(resources []core.Resource, taken func(vnet string, a netip.Addr) bool) []*errs.Error {
 	s := newSet(resources)
 	used := map[string]map[netip.Addr]bool{} // by network

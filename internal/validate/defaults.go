@@ -38,16 +38,3 @@ func setDefault[T comparable](v *T, d T) {
 		*v = d
 	}
 }
-
-// Inherit carries over to a new version of a resource what the service chose for the
-// stored one: the address of an endpoint that names none and stays in its subnet.
-func Inherit(next, stored core.Resource) {
-	n, ok := next.(*core.PrivateEndpoint)
-	if !ok {
-		return
-	}
-	s, ok := stored.(*core.PrivateEndpoint)
-	if ok && !n.Address.IsValid() && n.VNet == s.VNet && n.Subnet == s.Subnet {
-		n.Address = s.Address
-	}
-}

@@ -528,26 +528,6 @@ func TestAssignAddresses(t *testing.T) {
 	}
 }
 
-func TestInherit(t *testing.T) {
-	stored := &core.PrivateEndpoint{Name: "e", VNet: "v", Subnet: "s", Address: netip.MustParseAddr("10.0.0.9")}
-	other := netip.MustParseAddr("10.0.0.8")
-	for _, c := range []struct {
-		next core.PrivateEndpoint
-		want string
-	}{
-		{core.PrivateEndpoint{VNet: "v", Subnet: "s"}, "10.0.0.9"},
-		{core.PrivateEndpoint{VNet: "v", Subnet: "s", Address: other}, "10.0.0.8"},
-		{core.PrivateEndpoint{VNet: "v", Subnet: "t"}, "invalid IP"},
-	} {
-		next := c.next
-		validate.Inherit(&next, stored)
-		if got := next.Address.String(); got != c.want {
-			t.Errorf("%+v: %s, want %s", c.next, got, c.want)
-		}
-	}
-	validate.Inherit(&core.Gateway{}, &core.Gateway{})
-}
-
 func TestDeleteBlockers(t *testing.T) {
 	w := valid()
 	for _, c := range []struct {

@@ -78,6 +78,12 @@ func leases() map[string]func(h *harness) {
 			}
 			h.leasesAre(want...)
 		},
+	}
+}
+
+func quarantines() map[string]func(h *harness) {
+	until := now().Add(time.Minute)
+	return map[string]func(h *harness){
 		"only its holder ends a lease": func(h *harness) {
 			h.write(acquire(lease("m-1", 2), now()))
 			for _, end := range []func(store.Tx) error{

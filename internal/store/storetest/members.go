@@ -72,6 +72,11 @@ func members() map[string]func(h *harness) {
 				return err
 			})
 		},
+	}
+}
+
+func tunnelAddresses() map[string]func(h *harness) {
+	return map[string]func(h *harness){
 		"two members can't share a tunnel address on a host": func(h *harness) {
 			first, second := member(1), member(2)
 			second.TunnelAddress = first.TunnelAddress
@@ -111,13 +116,16 @@ func members() map[string]func(h *harness) {
 	}
 }
 
+// set and use are about the join hash of member 1.
+func set(generation int64, hash string) func(store.Tx) error {
+	return func(tx store.Tx) error { return tx.SetJoinHash("m-1", generation, hash) }
+}
+
+func use(hash string) func(store.Tx) error {
+	return func(tx store.Tx) error { _, err := tx.UseJoinHash("m-1", hash); return err }
+}
+
 func joinHashes() map[string]func(h *harness) {
-	set := func(generation int64, hash string) func(store.Tx) error {
-		return func(tx store.Tx) error { return tx.SetJoinHash("m-1", generation, hash) }
-	}
-	use := func(hash string) func(store.Tx) error {
-		return func(tx store.Tx) error { _, err := tx.UseJoinHash("m-1", hash); return err }
-	}
 	return map[string]func(h *harness){
 		"a join hash works once": func(h *harness) {
 			h.write(putMember(member(1)))
@@ -172,6 +180,11 @@ func joinHashes() map[string]func(h *harness) {
 			h.write(set(3, "cc"))
 			h.write(use("cc"))
 		},
+	}
+}
+
+func joinRefusals() map[string]func(h *harness) {
+	return map[string]func(h *harness){
 		"a wrong join hash is refused": func(h *harness) {
 			h.refused(errs.NotFound, use("aa"), "m-1")
 			h.refused(errs.NotFound, set(1, "aa"), "m-1")

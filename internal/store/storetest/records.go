@@ -111,6 +111,11 @@ func queries() map[string]func(h *harness) {
 				})
 			}
 		},
+	}
+}
+
+func queryEnds() map[string]func(h *harness) {
+	return map[string]func(h *harness){
 		"running queries are interrupted, whoever's": func(h *harness) {
 			running, other, done := query("a", now()), query("b", now()), query("c", now())
 			running.State, other.State, other.Tenant = core.QueryRunning, core.QueryRunning, "t2"

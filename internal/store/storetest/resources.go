@@ -97,6 +97,11 @@ func resources() map[string]func(h *harness) {
 			other.UID = "uid-g"
 			h.refused(errs.Conflict, put(other), "Gateway/g2", "uid-g", "Gateway/g")
 		},
+	}
+}
+
+func resourcesApart() map[string]func(h *harness) {
+	return map[string]func(h *harness){
 		"a deleted resource is gone, and its name free": func(h *harness) {
 			h.write(put(gateway("g")))
 			h.write(func(tx store.Tx) error { return tx.DeleteResource(tenant, core.KindGateway, "g") })

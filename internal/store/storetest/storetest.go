@@ -25,7 +25,8 @@ import (
 // Run runs the suite. open gives an empty store; the suite closes it.
 func Run(t *testing.T, open func(t *testing.T) store.Store) {
 	for _, group := range []map[string]func(h *harness){
-		transactions(), resources(), secrets(), members(), joinHashes(), leases(), hosts(), queries(), access(),
+		transactions(), endings(), resources(), resourcesApart(), secrets(), members(), tunnelAddresses(),
+		joinHashes(), joinRefusals(), leases(), quarantines(), hosts(), queries(), queryEnds(), access(),
 	} {
 		for name, test := range group {
 			t.Run(name, func(t *testing.T) {
@@ -198,6 +199,11 @@ func transactions() map[string]func(h *harness) {
 				}
 			}
 		},
+	}
+}
+
+func endings() map[string]func(h *harness) {
+	return map[string]func(h *harness){
 		"a transaction is of no use after its end": func(h *harness) {
 			var kept store.Tx
 			h.write(func(tx store.Tx) error { kept = tx; return nil })
