@@ -1,0 +1,209 @@
+package service
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/catalog"
+	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/memberapi"
+	"github.com/sluice-gateway/sluice/internal/placement"
+	"github.com/sluice-gateway/sluice/internal/policy"
+)
+
+// probeTimeout bounds a probe whose caller named no time.
+const probeTimeout = 5 * time.Second
+
+// Check implements Frontend: the verdict of the rules and, unless dry, a real probe.
+func (s *Service) Check(ctx context.Context, in CheckInput) (CheckResult, error) {
+	p, err := core.PrincipalFrom(ctx)
+	if err != nil {
+		return CheckResult{}, unauthenticated(err)
+	}
+	if err := checkInput(&in); err != nil {
+		return CheckResult{}, err
+	}
+	ref, err := s.gatewayRef(ctx, p.Tenant, in.Gateway)
+	if err != nil {
+		return CheckResult{}, err
+	}
+	vnet, gw, err := s.networkOf(ctx, p.Tenant, in.Gateway)
+	if err != nil {
+		return CheckResult{}, err
+	}
+	var out CheckResult
+	from := s.anyAddress(ref.UID, p.Tenant, vnet, gw.Subnet)
+	if !in.Dry {
+		grant, err := s.opts.Fleet.Acquire(ctx, ref)
+		if err != nil {
+			return out, err
+		}
+		defer grant.Release()
+		from = grant.Member.Address
+		if out.Probe, err = s.probe(ctx, grant.Member, in); err != nil {
+			return out, err
+		}
+	}
+	out.Source = from.String()
+	to, ok := destination(vnet, in.Host, out.Probe)
+	if !ok {
+		out.Reasons = append(out.Reasons, fmt.Sprintf("%s is in no private zone linked to VirtualNetwork/%s", in.Host, vnet.Name))
+		return out, nil
+	}
+	verdict := policy.Evaluate(vnet, resolvers(vnet), policy.Flow{Source: from, Destination: to, Protocol: in.Protocol, DestinationPort: in.Port})
+	out.Destination, out.Allowed = to.String(), verdict.Allowed
+	for _, d := range verdict.Decisions {
+		out.Reasons = append(out.Reasons, d.String())
+	}
+	out.Reasons = append(out.Reasons, "route: "+verdict.Route)
+	if out.Probe != nil {
+		// A refusal by the destination is an answer: the rules let the packets pass.
+		passed := out.Probe.Connected || strings.Contains(out.Probe.Error, "refused")
+		agree := passed == verdict.Allowed
+		out.Agree = &agree
+	}
+	return out, nil
+}
+
+func checkInput(in *CheckInput) error {
+	if in.Protocol == "" {
+		in.Protocol = core.ProtocolTCP
+	}
+	if in.Timeout <= 0 {
+		in.Timeout = probeTimeout
+	}
+	switch {
+	case in.Gateway == "":
+		return errs.New(errs.Invalid, "the check names no gateway")
+	case in.Host == "" || in.Port == 0:
+		return errs.New(errs.Invalid, "the check names no destination").WithHint("--to HOST:PORT")
+	case in.Protocol != core.ProtocolTCP && !in.Dry:
+		return errs.New(errs.Invalid, "only TCP can be probed, not %s", in.Protocol).WithHint("--dry gives the rules' verdict alone")
+	case in.From != "" && in.From != "member" && in.From != "subnet":
+		return errs.New(errs.Invalid, "a check goes from \"member\" or \"subnet\", not %q", in.From)
+	}
+	if in.From == "subnet" {
+		in.Dry = true // nothing is injected for an address that no member holds
+	}
+	return nil
+}
+
+func (s *Service) probe(ctx context.Context, m core.Member, in CheckInput) (*memberapi.ProbeResponse, error) {
+	resp, err := s.post(ctx, m, memberapi.PathProbe, memberapi.ProbeRequest{Host: in.Host, Port: in.Port, TimeoutMS: in.Timeout.Milliseconds()})
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	var out memberapi.ProbeResponse
+	if err := json.NewDecoder(resp.Body).Decode(&out); err != nil {
+		return nil, errs.New(errs.Unavailable, "member %s answered incompletely: %w", m.ID, err).WithStep(errs.StepTunnel)
+	}
+	_, _ = io.Copy(io.Discard, resp.Body)
+	return &out, nil
+}
+
+// networkOf resolves a gateway's virtual network as its host sees it.
+func (s *Service) networkOf(ctx context.Context, t core.TenantID, gateway string) (core.GoalVNet, *core.Gateway, error) {
+	sn, err := s.snap(ctx, t)
+	if err != nil {
+		return core.GoalVNet{}, nil, err
+	}
+	r, err := sn.find(core.KindGateway, gateway)
+	if err != nil {
+		return core.GoalVNet{}, nil, err
+	}
+	gw := r.Spec.(*core.Gateway)
+	v, err := sn.find(core.KindVirtualNetwork, gw.VNet)
+	if err != nil {
+		return core.GoalVNet{}, nil, err
+	}
+	return placement.VNet(v, v.Spec.(*core.VirtualNetwork), sn.all), gw, nil
+}
+
+// anyAddress is where a member of the gateway is, or could be.
+func (s *Service) anyAddress(gatewayUID string, t core.TenantID, v core.GoalVNet, subnet string) netip.Addr {
+	for _, m := range s.opts.Fleet.Members(t) {
+		if m.GatewayUID == gatewayUID {
+			return m.Address
+		}
+	}
+	for _, sub := range v.Subnets {
+		if sub.Name == subnet {
+			a, _ := placement.ChooseAddress(sub.Prefix, netip.Addr{}, func(netip.Addr) bool { return false })
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+// destination finds the address that a name stands for in the network.
+func destination(v core.GoalVNet, host string, probe *memberapi.ProbeResponse) (netip.Addr, bool) {
+	if a, err := netip.ParseAddr(host); err == nil {
+		return a, true
+	}
+	if probe != nil && probe.Address != "" {
+		if a, err := netip.ParseAddr(probe.Address); err == nil {
+			return a, true
+		}
+	}
+	for _, z := range v.Zones {
+		for _, r := range z.Records {
+			if strings.EqualFold(r.Name, strings.TrimSuffix(host, ".")) {
+				return r.Address, true
+			}
+		}
+	}
+	return netip.Addr{}, false
+}
+
+func resolvers(v core.GoalVNet) []netip.Addr {
+	var out []netip.Addr
+	for _, s := range v.Subnets {
+		out = append(out, placement.Resolvers(s.Prefix)...)
+	}
+	return out
+}
+
+// explain adds what the rules say to an error about a data source that could not be
+// reached, so that the query's own error names the rule.
+func (s *Service) explain(ctx context.Context, t core.TenantID, m core.Member, src memberapi.Source, err error) error {
+	e := errs.As(err)
+	if e.Step != errs.StepConnect && e.Step != errs.StepResolve {
+		return err
+	}
+	vnet, _, netErr := s.networkOf(ctx, t, m.Gateway)
+	if netErr != nil {
+		return err
+	}
+	port := sourcePort(src)
+	to, ok := destination(vnet, src.Parameters["host"], nil)
+	if !ok || port == 0 {
+		return err
+	}
+	verdict := policy.Evaluate(vnet, resolvers(vnet), policy.Flow{Source: m.Address, Destination: to, Protocol: core.ProtocolTCP, DestinationPort: port})
+	out := *e
+	if denial, denied := verdict.Denial(); denied {
+		out.Class = errs.Denied
+		out.Message += ": " + denial.String()
+		out.Hint = fmt.Sprintf("\"sluice check -g %s --to %s:%d\" shows every rule on the way", m.Gateway, src.Parameters["host"], port)
+	} else if !verdict.HasRoute() {
+		out.Message += ": no route to " + to.String() + " (" + verdict.Route + ")"
+		out.Hint = "give the subnet a NAT gateway, or the data source an address inside the network"
+	}
+	return &out
+}
+
+func sourcePort(src memberapi.Source) uint16 {
+	if p, err := strconv.ParseUint(src.Parameters["port"], 10, 16); err == nil {
+		return uint16(p)
+	}
+	d, _ := catalog.Lookup(src.Type)
+	return d.DefaultPort
+}

@@ -1,0 +1,329 @@
+package service
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/fleet"
+	"github.com/sluice-gateway/sluice/internal/ident"
+	"github.com/sluice-gateway/sluice/internal/memberapi"
+)
+
+// maxErrorBody bounds what is read of a member's error answer, in bytes.
+const maxErrorBody = 64 << 10
+
+// target is a data source on its way to a member.
+type target struct {
+	source  memberapi.Source
+	gateway fleet.GatewayRef
+}
+
+// target finds a data source, its gateway and its credentials.
+func (s *Service) target(ctx context.Context, t core.TenantID, name string) (target, error) {
+	if name == "" {
+		return target{}, errs.New(errs.Invalid, "the query names no data source").WithStep(errs.StepAdmit)
+	}
+	sn, err := s.snap(ctx, t)
+	if err != nil {
+		return target{}, err
+	}
+	stored, err := sn.find(core.KindDataSource, name)
+	if err != nil {
+		return target{}, errs.As(err).WithStep(errs.StepAdmit).WithHint("\"sluice get datasources\" lists them")
+	}
+	ds := stored.Spec.(*core.DataSource)
+	gw, err := sn.find(core.KindGateway, ds.Gateway)
+	if err != nil {
+		return target{}, errs.As(err).WithStep(errs.StepAdmit)
+	}
+	out := target{
+		source: memberapi.Source{
+			Name: ds.Name, Type: ds.Type, Parameters: ds.Parameters, ReadOnly: ds.IsReadOnly(),
+			Credential: ds.Credentials.Kind, Username: ds.Credentials.Username,
+		},
+		gateway: fleet.GatewayRef{Tenant: t, Name: ds.Gateway, UID: gw.UID},
+	}
+	if sealed, ok := sn.secrets[stored.UID]; ok {
+		secret, err := s.opts.Sealer.Open(sealed, string(t), stored.UID, passwordField)
+		if err != nil {
+			return target{}, errs.New(errs.Internal, "the stored credentials of DataSource/%s can't be opened: %w", name, err).
+				WithStep(errs.StepAdmit).WithHint("was the key file of the data directory replaced? Apply the data source with its password again")
+		}
+		out.source.Password = secret.Reveal()
+	}
+	return out, nil
+}
+
+// Query implements Frontend.
+func (s *Service) Query(ctx context.Context, in QueryInput) (*Result, error) {
+	return s.run(ctx, in.Source, in, func(id string, src memberapi.Source) (string, any) {
+		return memberapi.PathQuery, memberapi.QueryRequest{
+			QueryID: id, Source: src, SQL: in.SQL, Params: in.Params, Update: in.Update, TimeoutMS: in.Timeout.Milliseconds(),
+		}
+	})
+}
+
+// Metadata implements Frontend.
+func (s *Service) Metadata(ctx context.Context, source string, req memberapi.MetadataRequest) (*Result, error) {
+	in := QueryInput{Source: source, SQL: "-- metadata: " + req.Kind}
+	return s.run(ctx, source, in, func(id string, src memberapi.Source) (string, any) {
+		req.QueryID, req.Source = id, src
+		return memberapi.PathMetadata, req
+	})
+}
+
+// Prepare implements Frontend.
+func (s *Service) Prepare(ctx context.Context, in QueryInput) (memberapi.PrepareResponse, error) {
+	var out memberapi.PrepareResponse
+	err := s.ask(ctx, in.Source, memberapi.PathPrepare, func(src memberapi.Source) any {
+		return memberapi.QueryRequest{QueryID: ident.New("p"), Source: src, SQL: in.SQL, TimeoutMS: in.Timeout.Milliseconds()}
+	}, &out)
+	return out, err
+}
+
+// TestDataSource implements Frontend.
+func (s *Service) TestDataSource(ctx context.Context, name string) (memberapi.TestResponse, error) {
+	var out memberapi.TestResponse
+	err := s.ask(ctx, name, memberapi.PathTest, func(src memberapi.Source) any {
+		return memberapi.SourceRequest{Source: src, TimeoutMS: (30 * time.Second).Milliseconds()}
+	}, &out)
+	return out, err
+}
+
+// ask sends a request whose answer is one JSON document.
+func (s *Service) ask(ctx context.Context, source, path string, body func(memberapi.Source) any, out any) error {
+	p, err := core.PrincipalFrom(ctx)
+	if err != nil {
+		return unauthenticated(err)
+	}
+	tgt, err := s.target(ctx, p.Tenant, source)
+	if err != nil {
+		return err
+	}
+	grant, err := s.opts.Fleet.Acquire(ctx, tgt.gateway)
+	if err != nil {
+		return err
+	}
+	defer grant.Release()
+	resp, err := s.post(ctx, grant.Member, path, body(tgt.source))
+	if err != nil {
+		return s.explain(ctx, p.Tenant, grant.Member, tgt.source, err)
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		return errs.New(errs.Unavailable, "member %s answered incompletely: %w", grant.Member.ID, err).WithStep(errs.StepTunnel)
+	}
+	_, _ = io.Copy(io.Discard, resp.Body) // the connection can be used again
+	return nil
+}
+
+// post sends a request to a member and returns an answer with status 200.
+func (s *Service) post(ctx context.Context, m core.Member, path string, body any) (*http.Response, error) {
+	rt, err := s.opts.Tunnels.RoundTripper(m.ID, m.Generation)
+	if err != nil {
+		return nil, err
+	}
+	doc, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://member"+path, bytes.NewReader(doc))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := rt.RoundTrip(req)
+	if err != nil {
+		return nil, tunnelError(ctx, m, err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	return nil, memberError(m, resp)
+}
+
+// tunnelError turns a failed round trip into what the user needs to know.
+func tunnelError(ctx context.Context, m core.Member, err error) error {
+	if ctx.Err() != nil {
+		e := errs.As(ctx.Err())
+		if e.Class == errs.Timeout {
+			return errs.New(errs.Timeout, "the query was not answered in time").WithStep(errs.StepExecute).
+				WithHint("give it more time with --timeout, or make it cheaper")
+		}
+		return errs.New(e.Class, "the client went away: %w", ctx.Err()).WithStep(errs.StepExecute)
+	}
+	if e := errs.As(err); e.Class != errs.Internal {
+		return e
+	}
+	return errs.New(errs.Unavailable, "the connection to member %s was lost: %w", m.ID, err).WithStep(errs.StepTunnel)
+}
+
+// memberError reads the error that a member answered with.
+func memberError(m core.Member, resp *http.Response) error {
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
+	var e errs.Error
+	if err == nil && json.Unmarshal(body, &e) == nil && e.Message != "" {
+		_, _ = io.Copy(io.Discard, resp.Body)
+		return &e
+	}
+	return errs.New(errs.Internal, "member %s answered with status %d and no reason", m.ID, resp.StatusCode).WithStep(errs.StepTunnel)
+}
+
+// run sends a request whose answer is a result, and keeps its record.
+func (s *Service) run(ctx context.Context, source string, in QueryInput, body func(id string, src memberapi.Source) (string, any)) (*Result, error) {
+	p, err := core.PrincipalFrom(ctx)
+	if err != nil {
+		return nil, unauthenticated(err)
+	}
+	q := s.begin(p, source, in)
+	res, err := s.execute(ctx, p, q, source, in.Timeout, body)
+	if err != nil {
+		q.finish(err)
+		return nil, &QueryError{QueryID: q.rec.ID, Err: errs.As(err)}
+	}
+	return res, nil
+}
+
+// execute is the way of one query from the data source's name to the first byte.
+func (s *Service) execute(ctx context.Context, p core.Principal, q *running, source string, timeout time.Duration,
+	body func(id string, src memberapi.Source) (string, any)) (*Result, error) {
+	tgt, err := s.target(ctx, p.Tenant, source)
+	if err != nil {
+		return nil, err
+	}
+	q.rec.Gateway = tgt.gateway.Name
+	cancel := func() {}
+	if timeout > 0 {
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+	}
+	grant, err := s.opts.Fleet.Acquire(ctx, tgt.gateway)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	q.granted(grant)
+	path, doc := body(q.rec.ID, tgt.source)
+	resp, err := s.post(ctx, grant.Member, path, doc)
+	if err != nil {
+		err = s.explain(ctx, p.Tenant, grant.Member, tgt.source, err)
+		grant.Release()
+		cancel()
+		return nil, err
+	}
+	q.answered()
+	b := &resultBody{ctx: ctx, resp: resp, member: grant.Member}
+	return &Result{QueryID: q.rec.ID, Body: b, Finish: func(err error) core.Query {
+		b.Close()
+		cancel()
+		grant.Release()
+		q.streamed(b)
+		return q.finish(err)
+	}}, nil
+}
+
+// QueryError is an error of a query that has a record.
+type QueryError struct {
+	QueryID string
+	Err     *errs.Error
+}
+
+// Error implements error.
+func (e *QueryError) Error() string { return e.Err.Error() }
+
+// Unwrap gives the classified error.
+func (e *QueryError) Unwrap() error { return e.Err }
+
+// eosMarker ends a whole Arrow IPC stream.
+var eosMarker = []byte{0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0}
+
+// resultBody is a member's stream that ends in io.EOF only if the result is whole.
+type resultBody struct {
+	ctx    context.Context
+	resp   *http.Response
+	member core.Member
+	tail   [8]byte // the last bytes read
+	bytes  int64
+	end    error // what Read returns from now on
+	stats  memberapi.Stats
+	closed bool
+}
+
+// Read implements io.Reader.
+func (b *resultBody) Read(p []byte) (int, error) {
+	if b.end != nil {
+		return 0, b.end
+	}
+	n, err := b.resp.Body.Read(p)
+	b.keepTail(p[:n])
+	b.bytes += int64(n)
+	if err == nil {
+		return n, nil
+	}
+	b.end = b.verdict(err)
+	return n, b.end
+}
+
+func (b *resultBody) keepTail(p []byte) {
+	if len(p) >= len(b.tail) {
+		copy(b.tail[:], p[len(p)-len(b.tail):])
+		return
+	}
+	copy(b.tail[:], b.tail[len(p):])
+	copy(b.tail[len(b.tail)-len(p):], p)
+}
+
+// verdict decides what the end of the body means.
+func (b *resultBody) verdict(err error) error {
+	if err != io.EOF {
+		return b.lost(err)
+	}
+	_ = json.Unmarshal([]byte(b.resp.Trailer.Get(memberapi.TrailerStats)), &b.stats)
+	if doc := b.resp.Trailer.Get(memberapi.TrailerError); doc != "" {
+		var e errs.Error
+		if json.Unmarshal([]byte(doc), &e) == nil && e.Message != "" {
+			return &e
+		}
+	}
+	if b.resp.Trailer.Get(memberapi.TrailerStatus) != memberapi.StatusOK || !bytes.Equal(b.tail[:], eosMarker) {
+		return errs.New(errs.Unavailable, "member %s ended the result without saying that it is whole", b.member.ID).WithStep(errs.StepStream)
+	}
+	return io.EOF
+}
+
+func (b *resultBody) lost(err error) error {
+	if b.ctx.Err() != nil {
+		if e := errs.As(b.ctx.Err()); e.Class == errs.Timeout {
+			return errs.New(errs.Timeout, "the result was not complete in time").WithStep(errs.StepStream).
+				WithHint("give the query more time with --timeout")
+		}
+		return errs.New(errs.Cancelled, "the client went away: %w", b.ctx.Err()).WithStep(errs.StepStream)
+	}
+	return errs.New(errs.Unavailable, "the connection to member %s was lost after %d bytes of the result: %s",
+		b.member.ID, b.bytes, strings.TrimPrefix(err.Error(), "http: ")).WithStep(errs.StepStream)
+}
+
+// Close implements io.Closer. Before the end it cuts the connection, which cancels
+// the query in the member.
+func (b *resultBody) Close() error {
+	if b.closed {
+		return nil
+	}
+	b.closed = true
+	if b.end == nil {
+		b.end = fmt.Errorf("the result was closed: %w", io.ErrClosedPipe)
+	}
+	return b.resp.Body.Close()
+}
+
+func unauthenticated(err error) error {
+	return errs.New(errs.Unauthenticated, "%w", err).WithStep(errs.StepAdmit)
+}

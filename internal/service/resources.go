@@ -1,0 +1,436 @@
+package service
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/config"
+	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/fleet"
+	"github.com/sluice-gateway/sluice/internal/ident"
+	"github.com/sluice-gateway/sluice/internal/store"
+	"github.com/sluice-gateway/sluice/internal/validate"
+)
+
+// Error implements error: the problems, one per line.
+func (e *ApplyError) Error() string {
+	lines := make([]string, len(e.Problems))
+	for i, p := range e.Problems {
+		lines[i] = strings.TrimSpace(p.Object + " " + p.Field + ": " + p.Message)
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Unwrap gives the first problem, which carries the class.
+func (e *ApplyError) Unwrap() error { return e.Problems[0] }
+
+// errDryRun rolls an apply back.
+var errDryRun = errors.New("dry run")
+
+// apply is one apply inside its transaction.
+type apply struct {
+	svc    *Service
+	tenant core.TenantID
+	tx     store.Tx
+	have   []core.Stored
+	set    map[string]core.Resource // the tenant's whole set as it would stand, by object name
+	order  []string                 // the objects of this apply
+	done   []Applied
+}
+
+func objectName(k core.Kind, name string) string { return string(k) + "/" + name }
+
+// Apply implements Frontend: all documents or none.
+func (s *Service) Apply(ctx context.Context, docs []Document, dryRun bool) ([]Applied, error) {
+	p, err := core.PrincipalFrom(ctx)
+	if err != nil {
+		return nil, unauthenticated(err)
+	}
+	incoming, err := decode(docs)
+	if err != nil {
+		return nil, err
+	}
+	a := &apply{svc: s, tenant: p.Tenant, set: map[string]core.Resource{}}
+	err = s.opts.Store.Write(ctx, func(tx store.Tx) error {
+		a.tx, a.done, a.order = tx, nil, nil
+		if err := a.run(incoming); err != nil {
+			return err
+		}
+		if dryRun {
+			return errDryRun
+		}
+		for _, d := range a.done {
+			if d.Change == core.Unchanged {
+				continue
+			}
+			entry := store.AuditEntry{At: s.now(), Tenant: p.Tenant, Who: p.Name, Act: "apply", Object: objectName(d.Kind, d.Name), Note: string(d.Change)}
+			if err := tx.Audit(entry); err != nil {
+				return err
+			}
+		}
+		return s.opts.Fleet.BumpGoals(tx)
+	})
+	if errors.Is(err, errDryRun) {
+		return a.done, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.resourcesChanged(p.Tenant)
+	return a.done, nil
+}
+
+// decode reads the documents strictly.
+func decode(docs []Document) ([]core.Resource, error) {
+	var problems []*errs.Error
+	var out []core.Resource
+	seen := map[string]bool{}
+	for _, d := range docs {
+		r, bad := config.DecodeJSON(d.Kind, d.Spec)
+		problems = append(problems, bad...)
+		if r == nil || len(bad) > 0 {
+			continue
+		}
+		name := objectName(r.Kind(), r.ResourceName())
+		if seen[name] {
+			problems = append(problems, errs.New(errs.Invalid, "it appears twice in one apply").On(name, ""))
+		}
+		seen[name] = true
+		out = append(out, r)
+	}
+	if len(problems) > 0 {
+		return nil, &ApplyError{Problems: problems}
+	}
+	if len(out) == 0 {
+		return nil, errs.New(errs.Invalid, "there is nothing to apply")
+	}
+	return out, nil
+}
+
+func (a *apply) run(incoming []core.Resource) (err error) {
+	if a.have, err = a.tx.ListResources(a.tenant, ""); err != nil {
+		return err
+	}
+	clear(a.set)
+	before := map[string]core.Stored{}
+	for _, r := range a.have {
+		name := objectName(r.Spec.Kind(), r.Spec.ResourceName())
+		a.set[name], before[name] = r.Spec, r
+	}
+	for _, r := range incoming {
+		validate.Defaults(r)
+		name := objectName(r.Kind(), r.ResourceName())
+		keepAddress(r, before[name].Spec)
+		a.set[name] = r
+		a.order = append(a.order, name)
+	}
+	if err := a.check(before); err != nil {
+		return err
+	}
+	for _, name := range a.order {
+		if err := a.put(a.set[name], before[name]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keepAddress lets an endpoint that names no address keep the one that it was given.
+func keepAddress(r, before core.Resource) {
+	e, ok := r.(*core.PrivateEndpoint)
+	if !ok || e.Address.IsValid() {
+		return
+	}
+	if old, ok := before.(*core.PrivateEndpoint); ok && old.VNet == e.VNet && old.Subnet == e.Subnet {
+		e.Address = old.Address
+	}
+}
+
+// check validates the set as it would stand, and what runs against it.
+func (a *apply) check(before map[string]core.Stored) error {
+	leases, err := a.tx.ListLeases(a.tenant)
+	if err != nil {
+		return err
+	}
+	all := make([]core.Resource, 0, len(a.set))
+	for _, name := range sortedKeys(a.set) {
+		all = append(all, a.set[name])
+	}
+	problems := validate.AssignAddresses(all, func(vnet string, addr netip.Addr) bool {
+		return slices.ContainsFunc(leases, func(l core.Lease) bool { return l.VNet == vnet && l.Address == addr })
+	})
+	problems = append(problems, validate.Set(all)...)
+	if len(problems) == 0 {
+		problems = a.inUse(leases)
+	}
+	if len(problems) > 0 {
+		return &ApplyError{Problems: problems}
+	}
+	return nil
+}
+
+// inUse finds changes that would pull the ground from under members that exist.
+func (a *apply) inUse(leases []core.Lease) []*errs.Error {
+	var out []*errs.Error
+	for _, l := range leases {
+		if l.State != core.LeaseHeld {
+			continue
+		}
+		vnet, ok := a.set[objectName(core.KindVirtualNetwork, l.VNet)].(*core.VirtualNetwork)
+		if !ok {
+			continue
+		}
+		i := slices.IndexFunc(vnet.Subnets, func(s core.Subnet) bool { return s.Name == l.Subnet })
+		if i < 0 || !vnet.Subnets[i].Prefix.Contains(l.Address) || vnet.Subnets[i].Delegation != core.DelegationGateways {
+			out = append(out, errs.New(errs.Conflict, "subnet %s is in use: member %s holds %s in it", l.Subnet, l.Member, l.Address).
+				On(objectName(core.KindVirtualNetwork, l.VNet), "subnets").WithHint("pause the gateway first: \"sluice get members\" shows which"))
+		}
+	}
+	for _, m := range a.svc.opts.Fleet.Members(a.tenant) {
+		gw, ok := a.set[objectName(core.KindGateway, m.Gateway)].(*core.Gateway)
+		if ok && (gw.VNet != m.VNet || gw.Subnet != m.Subnet) {
+			out = append(out, errs.New(errs.Conflict, "the gateway has member %s in %s/%s and can't move while it runs", m.ID, m.VNet, m.Subnet).
+				On(objectName(core.KindGateway, m.Gateway), "subnet").WithHint("\"sluice gateway pause %s\" first", m.Gateway))
+		}
+	}
+	return out
+}
+
+// put writes one resource if it differs from the stored one.
+func (a *apply) put(r core.Resource, old core.Stored) error {
+	password, err := takePassword(r)
+	if err != nil {
+		return err
+	}
+	now := a.svc.now()
+	next := core.Stored{Tenant: a.tenant, UID: old.UID, Version: old.Version + 1, CreatedAt: old.CreatedAt, UpdatedAt: now, Spec: r}
+	change := core.Updated
+	if old.Spec == nil {
+		change, next.UID, next.CreatedAt = core.Created, ident.New("r"), now
+	} else if same, err := a.same(r, old, password); err != nil {
+		return err
+	} else if same {
+		change = core.Unchanged
+	}
+	a.done = append(a.done, Applied{Kind: r.Kind(), Name: r.ResourceName(), Change: change})
+	if change == core.Unchanged {
+		return nil
+	}
+	if err := a.tx.PutResource(next); err != nil {
+		return err
+	}
+	if password.IsZero() {
+		return nil
+	}
+	sealed, err := a.svc.opts.Sealer.Seal(password, string(a.tenant), next.UID, passwordField)
+	if err != nil {
+		return err
+	}
+	return a.tx.PutSecret(a.tenant, next.UID, passwordField, sealed)
+}
+
+// takePassword takes the secret out of a resource, so that it can't be stored with it.
+func takePassword(r core.Resource) (core.Secret, error) {
+	ds, ok := r.(*core.DataSource)
+	if !ok {
+		return core.Secret{}, nil
+	}
+	password := ds.Credentials.Password
+	ds.Credentials.Password = core.Secret{}
+	return password, nil
+}
+
+// same reports whether a resource says what the stored one says, password included.
+func (a *apply) same(r core.Resource, old core.Stored, password core.Secret) (bool, error) {
+	x, err := json.Marshal(r)
+	if err != nil {
+		return false, err
+	}
+	y, err := json.Marshal(old.Spec)
+	if err != nil {
+		return false, err
+	}
+	if !bytes.Equal(x, y) {
+		return false, nil
+	}
+	if password.IsZero() {
+		return true, nil
+	}
+	sealed, err := a.tx.GetSecret(a.tenant, old.UID, passwordField)
+	if errs.ClassOf(err) == errs.NotFound {
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	have, err := a.svc.opts.Sealer.Open(sealed, string(a.tenant), old.UID, passwordField)
+	return err == nil && have.Reveal() == password.Reveal(), nil
+}
+
+// Delete implements Frontend. A gateway's members are torn down first; with force
+// the gateway goes without waiting for that, and the addresses stay leased until
+// their host confirms.
+func (s *Service) Delete(ctx context.Context, kind, name string, force bool) error {
+	p, err := core.PrincipalFrom(ctx)
+	if err != nil {
+		return unauthenticated(err)
+	}
+	k := core.Kind(kind)
+	if core.New(k) == nil {
+		return errs.New(errs.Invalid, "%s can't be deleted", kind).WithHint("pause the gateway whose member or lease it is")
+	}
+	if k == core.KindGateway && !force {
+		ref, err := s.gatewayRef(ctx, p.Tenant, name)
+		if err != nil {
+			return err
+		}
+		pauseCtx, cancel := context.WithTimeout(ctx, 90*time.Second)
+		defer cancel()
+		if err := s.opts.Fleet.Pause(pauseCtx, ref, "its gateway is being deleted"); err != nil {
+			return err
+		}
+	}
+	err = s.opts.Store.Write(ctx, func(tx store.Tx) error { return s.deleteOne(tx, p, k, name) })
+	if err != nil {
+		return err
+	}
+	s.resourcesChanged(p.Tenant)
+	if k == core.KindGateway && force {
+		s.opts.Fleet.Abandon(name, p.Tenant, "its gateway was deleted with force")
+	}
+	return nil
+}
+
+func (s *Service) deleteOne(tx store.Tx, p core.Principal, k core.Kind, name string) error {
+	all, err := tx.ListResources(p.Tenant, "")
+	if err != nil {
+		return err
+	}
+	set := make([]core.Resource, len(all))
+	found := false
+	for i, r := range all {
+		set[i] = r.Spec
+		found = found || r.Spec.Kind() == k && r.Spec.ResourceName() == name
+	}
+	object := objectName(k, name)
+	if !found {
+		return errs.New(errs.NotFound, "%s does not exist", object).On(object, "")
+	}
+	if by := validate.DeleteBlockers(set, k, name); len(by) > 0 {
+		return errs.New(errs.Conflict, "%s is in use by %s", object, strings.Join(by, ", ")).On(object, "").
+			WithHint("delete or change what uses it first")
+	}
+	if err := deleteLinks(tx, p.Tenant, k, name); err != nil {
+		return err
+	}
+	if err := tx.DeleteResource(p.Tenant, k, name); err != nil {
+		return err
+	}
+	if err := tx.Audit(store.AuditEntry{At: s.now(), Tenant: p.Tenant, Who: p.Name, Act: "delete", Object: object}); err != nil {
+		return err
+	}
+	return s.opts.Fleet.BumpGoals(tx)
+}
+
+// deleteLinks refuses to delete a network in which members hold addresses.
+func deleteLinks(tx store.Tx, t core.TenantID, k core.Kind, name string) error {
+	if k != core.KindVirtualNetwork {
+		return nil
+	}
+	leases, err := tx.ListLeases(t)
+	if err != nil {
+		return err
+	}
+	for _, l := range leases {
+		if l.VNet == name && l.State == core.LeaseHeld {
+			return errs.New(errs.Conflict, "VirtualNetwork/%s is in use: member %s holds %s in subnet %s", name, l.Member, l.Address, l.Subnet).
+				WithHint("the lease goes when the member's host confirms its teardown; \"sluice get hosts\" shows whether it is connected")
+		}
+	}
+	return nil
+}
+
+// gatewayRef finds a gateway.
+func (s *Service) gatewayRef(ctx context.Context, t core.TenantID, name string) (fleet.GatewayRef, error) {
+	sn, err := s.snap(ctx, t)
+	if err != nil {
+		return fleet.GatewayRef{}, err
+	}
+	gw, err := sn.find(core.KindGateway, name)
+	if err != nil {
+		return fleet.GatewayRef{}, errs.As(err).WithHint("\"sluice get gateways\" lists them")
+	}
+	return fleet.GatewayRef{Tenant: t, Name: name, UID: gw.UID}, nil
+}
+
+// Wake implements Frontend.
+func (s *Service) Wake(ctx context.Context, gateway string) error {
+	return s.onGateway(ctx, "wake", gateway, func(ref fleet.GatewayRef) error {
+		grant, err := s.opts.Fleet.Acquire(ctx, ref)
+		if err == nil {
+			grant.Release()
+		}
+		return err
+	})
+}
+
+// Pause implements Frontend.
+func (s *Service) Pause(ctx context.Context, gateway string) error {
+	return s.onGateway(ctx, "pause", gateway, func(ref fleet.GatewayRef) error {
+		return s.opts.Fleet.Pause(ctx, ref, "paused by an administrator")
+	})
+}
+
+// Restart implements Frontend.
+func (s *Service) Restart(ctx context.Context, gateway string) error {
+	return s.onGateway(ctx, "restart", gateway, func(ref fleet.GatewayRef) error {
+		if err := s.opts.Fleet.Pause(ctx, ref, "restarted by an administrator"); err != nil {
+			return err
+		}
+		grant, err := s.opts.Fleet.Acquire(ctx, ref)
+		if err == nil {
+			grant.Release()
+		}
+		return err
+	})
+}
+
+// onGateway runs an administrator's act on a gateway and keeps an audit entry of it.
+func (s *Service) onGateway(ctx context.Context, act, gateway string, do func(fleet.GatewayRef) error) error {
+	p, err := core.PrincipalFrom(ctx)
+	if err != nil {
+		return unauthenticated(err)
+	}
+	ref, err := s.gatewayRef(ctx, p.Tenant, gateway)
+	if err != nil {
+		return err
+	}
+	note := "done"
+	err = do(ref)
+	if err != nil {
+		note = fmt.Sprintf("failed: %v", err)
+	}
+	auditErr := s.opts.Store.Write(context.WithoutCancel(ctx), func(tx store.Tx) error {
+		return tx.Audit(store.AuditEntry{At: s.now(), Tenant: p.Tenant, Who: p.Name, Act: act, Object: objectName(core.KindGateway, gateway), Note: note})
+	})
+	if auditErr != nil {
+		s.log.Error("an audit entry could not be written", "act", act, "gateway", gateway, "error", auditErr)
+	}
+	return err
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	out := make([]string, 0, len(m))
+	for k := range m {
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out
+}

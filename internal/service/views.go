@@ -1,0 +1,216 @@
+package service
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/store"
+)
+
+// The kinds of objects that exist at run time and that users see but don't declare.
+const (
+	KindMember = "Member"
+	KindLease  = "Lease"
+	KindHost   = "Host"
+	KindQuery  = "Query"
+)
+
+// ResourceStatus is the status of a declared resource.
+type ResourceStatus struct {
+	UID     string `json:"uid"`
+	Version int64  `json:"version"`
+	Updated string `json:"updated"` // RFC 3339
+}
+
+// GatewayStatus is the status of a gateway.
+type GatewayStatus struct {
+	ResourceStatus
+	State   string         `json:"state"` // Paused, Waking, Running, Draining
+	Reason  string         `json:"reason,omitempty"`
+	Members []MemberStatus `json:"members,omitempty"`
+}
+
+// MemberStatus is one member in the status of its gateway.
+type MemberStatus struct {
+	ID       string           `json:"id"`
+	State    core.MemberState `json:"state"`
+	Address  string           `json:"address"`
+	Host     string           `json:"host"`
+	InFlight int              `json:"inFlight"`
+	Reason   string           `json:"reason,omitempty"`
+}
+
+// SubnetStatus is one subnet in the status of a virtual network.
+type SubnetStatus struct {
+	Name string `json:"name"`
+	// Delegation is Ready, InUse, NotDelegated or DelegatedToOther.
+	Delegation string   `json:"delegation"`
+	Links      []string `json:"links,omitempty"` // who holds the subnet, and why
+}
+
+// VNetStatus is the status of a virtual network.
+type VNetStatus struct {
+	ResourceStatus
+	Subnets []SubnetStatus `json:"subnets"`
+}
+
+// List implements Frontend.
+func (s *Service) List(ctx context.Context, kind string) ([]View, error) {
+	p, err := core.PrincipalFrom(ctx)
+	if err != nil {
+		return nil, unauthenticated(err)
+	}
+	switch kind {
+	case KindMember:
+		return viewsOf(KindMember, s.opts.Fleet.Members(p.Tenant), func(m core.Member) string { return m.ID }), nil
+	case KindHost:
+		hosts, err := s.hosts(ctx)
+		return viewsOf(KindHost, hosts, func(h core.Host) string { return h.Name }), err
+	case KindLease:
+		leases, err := s.leases(ctx, p.Tenant)
+		return viewsOf(KindLease, leases, func(l core.Lease) string { return l.Address.String() }), err
+	case KindQuery:
+		records, err := s.QueryRecords(ctx, "", 0)
+		return viewsOf(KindQuery, records, func(q core.Query) string { return q.ID }), err
+	}
+	if core.New(core.Kind(kind)) == nil {
+		return nil, errs.New(errs.Invalid, "%s is not a kind of resource", kind)
+	}
+	sn, err := s.snap(ctx, p.Tenant)
+	if err != nil {
+		return nil, err
+	}
+	leases, err := s.leases(ctx, p.Tenant)
+	if err != nil {
+		return nil, err
+	}
+	var out []View
+	for _, r := range sn.all {
+		if string(r.Spec.Kind()) == kind {
+			out = append(out, View{Kind: kind, Name: r.Spec.ResourceName(), Object: r.Spec, Status: s.status(r, sn, leases)})
+		}
+	}
+	return out, nil
+}
+
+func viewsOf[T any](kind string, items []T, name func(T) string) []View {
+	out := make([]View, len(items))
+	for i, item := range items {
+		out[i] = View{Kind: kind, Name: name(item), Object: item}
+	}
+	return out
+}
+
+// Get implements Frontend.
+func (s *Service) Get(ctx context.Context, kind, name string) (View, error) {
+	if kind == KindQuery {
+		q, err := s.QueryRecord(ctx, name)
+		return View{Kind: kind, Name: name, Object: q}, err
+	}
+	all, err := s.List(ctx, kind)
+	if err != nil {
+		return View{}, err
+	}
+	for _, v := range all {
+		if v.Name == name {
+			return v, nil
+		}
+	}
+	return View{}, errs.New(errs.NotFound, "%s/%s does not exist", kind, name).On(kind+"/"+name, "")
+}
+
+func (s *Service) leases(ctx context.Context, t core.TenantID) (out []core.Lease, err error) {
+	err = s.opts.Store.Read(ctx, func(tx store.Tx) (err error) {
+		out, err = tx.ListLeases(t)
+		return err
+	})
+	return out, err
+}
+
+// hosts merges what is stored of each host with what its connection says now.
+func (s *Service) hosts(ctx context.Context) ([]core.Host, error) {
+	var out []core.Host
+	err := s.opts.Store.Read(ctx, func(tx store.Tx) (err error) {
+		out, err = tx.ListHosts()
+		return err
+	})
+	connected := map[string]core.Host{}
+	for _, h := range s.opts.Fleet.Hosts() {
+		connected[h.Name] = h
+	}
+	for i, h := range out {
+		now, ok := connected[h.Name]
+		out[i].Connected = ok
+		if ok {
+			out[i].LastSeen, out[i].SeenVersion, out[i].Problems = now.LastSeen, now.SeenVersion, now.Problems
+		}
+	}
+	return out, err
+}
+
+func (s *Service) status(r core.Stored, sn *snapshot, leases []core.Lease) any {
+	base := ResourceStatus{UID: r.UID, Version: r.Version, Updated: r.UpdatedAt.UTC().Format("2006-01-02T15:04:05Z07:00")}
+	switch spec := r.Spec.(type) {
+	case *core.Gateway:
+		return s.gatewayStatus(r, base)
+	case *core.VirtualNetwork:
+		return vnetStatus(spec, base, sn, leases)
+	}
+	return base
+}
+
+func (s *Service) gatewayStatus(r core.Stored, base ResourceStatus) GatewayStatus {
+	out := GatewayStatus{ResourceStatus: base, State: "Paused"}
+	inflight := s.opts.Fleet.InFlight(r.UID)
+	for _, m := range s.opts.Fleet.Members(r.Tenant) {
+		if m.GatewayUID != r.UID {
+			continue
+		}
+		out.Members = append(out.Members, MemberStatus{
+			ID: m.ID, State: m.State, Address: m.Address.String(), Host: m.Host, InFlight: inflight[m.ID], Reason: m.Reason,
+		})
+		state := map[core.MemberState]string{
+			core.MemberPlaced: "Waking", core.MemberInjected: "Waking", core.MemberReady: "Running", core.MemberLeaving: "Draining",
+		}[m.State]
+		if rank(state) > rank(out.State) {
+			out.State, out.Reason = state, m.Reason
+		}
+	}
+	return out
+}
+
+// rank orders the states of a gateway's members: the best one is the gateway's.
+func rank(state string) int {
+	return slices.Index([]string{"Paused", "Draining", "Waking", "Running"}, state)
+}
+
+func vnetStatus(v *core.VirtualNetwork, base ResourceStatus, sn *snapshot, leases []core.Lease) VNetStatus {
+	out := VNetStatus{ResourceStatus: base}
+	for _, sub := range v.Subnets {
+		st := SubnetStatus{Name: sub.Name, Delegation: "NotDelegated"}
+		switch {
+		case sub.Delegation == core.DelegationGateways:
+			st.Delegation = "Ready"
+		case sub.Delegation != "":
+			st.Delegation = "DelegatedToOther"
+		}
+		for _, name := range sortedKeys(sn.byName[core.KindGateway]) {
+			if g := sn.byName[core.KindGateway][name].Spec.(*core.Gateway); g.VNet == v.Name && g.Subnet == sub.Name {
+				st.Links = append(st.Links, "Gateway/"+name+" is placed in it")
+			}
+		}
+		for _, l := range leases {
+			if l.VNet == v.Name && l.Subnet == sub.Name {
+				st.Links = append(st.Links, strings.TrimSpace("member "+l.Member+" holds "+l.Address.String()+" ("+string(l.State)+")"))
+			}
+		}
+		if len(st.Links) > 0 && st.Delegation == "Ready" {
+			st.Delegation = "InUse"
+		}
+		out.Subnets = append(out.Subnets, st)
+	}
+	return out
+}
