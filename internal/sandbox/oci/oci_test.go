@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -37,7 +38,7 @@ func (i *installation) leftovers() (left []string) {
 	}
 	procs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, p := range procs {
-		if stat, _ := os.ReadFile(filepath.Join(p, "stat")); bytes.Contains(stat, []byte(") Z ")) {
+		if pid, _ := strconv.Atoi(filepath.Base(p)); isZombie(pid) {
 			continue // its parent, outside of this installation, has yet to reap it
 		}
 		for _, file := range []string{"cmdline", "environ", "cgroup"} {
@@ -48,6 +49,11 @@ func (i *installation) leftovers() (left []string) {
 		}
 	}
 	return left
+}
+
+func isZombie(pid int) bool {
+	stat, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	return bytes.Contains(stat, []byte(") Z "))
 }
 
 func spec(t testing.TB, id string, c sandboxtest.Command) sandbox.Spec {
@@ -116,6 +122,19 @@ func readFacts(t *testing.T, r *Runtime, id string) (f sandboxtest.Facts) {
 		t.Fatalf("%v in %q", err, raw)
 	}
 	return f
+}
+
+// TestConfinesItself: what a member does first works inside the sandbox, as process 1 of
+// an unprivileged user.
+func TestConfinesItself(t *testing.T) {
+	t.Parallel()
+	r := newInstallation(t).manager(t)
+	s := spec(t, "m-1-7", sandboxtest.Command{Do: "confine"})
+	sandboxtest.MustStart(t, r, s)
+	st := sandboxtest.WaitExit(t, r, s.ID)
+	if st.Exit.Code != 0 || !strings.Contains(st.Exit.LogTail, "confined: true true") {
+		t.Errorf("exit = %+v", st.Exit)
+	}
 }
 
 // TestBootStaysOffDisk holds promise 3 for the sandbox.
@@ -380,6 +399,16 @@ func TestCancelledStart(t *testing.T) {
 // TestDamage stops sandboxes whose records were damaged.
 func TestDamage(t *testing.T) {
 	t.Parallel()
+	bystander := exec.Command("sleep", "600")
+	if err := bystander.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := bystander.Process.Kill(); err != nil {
+			t.Errorf("a process that is none of ours was ended: %v", err)
+		}
+		bystander.Wait() //nolint:errcheck // it was killed
+	})
 	for name, damage := range map[string]func(r *Runtime, id string) error{
 		"the runtime's state is garbage": func(r *Runtime, id string) error {
 			return os.WriteFile(filepath.Join(r.runtimeRoot(), id, "state.json"), []byte("{"), 0o600)
@@ -396,7 +425,7 @@ func TestDamage(t *testing.T) {
 			return os.RemoveAll(r.runtimeRoot())
 		},
 		"the pid is another process's": func(r *Runtime, id string) error {
-			return os.WriteFile(r.bundle(id).pidFile(), []byte(strconv.Itoa(os.Getpid())), 0o600)
+			return os.WriteFile(r.bundle(id).pidFile(), []byte(strconv.Itoa(bystander.Process.Pid)), 0o600)
 		},
 		"the record is garbage": func(r *Runtime, id string) error {
 			return os.WriteFile(filepath.Join(string(r.bundle(id)), "record.json"), []byte("{"), 0o600)
@@ -415,6 +444,9 @@ func TestDamage(t *testing.T) {
 				t.Error("it is not listed any more")
 			}
 			sandboxtest.MustStop(t, r, s.ID)
+			if bystander.Process.Signal(unix.Signal(0)) != nil || isZombie(bystander.Process.Pid) {
+				t.Error("a process that is none of ours was ended")
+			}
 			if inCgroup(st.PID, r.cgroup(s.ID)) {
 				t.Errorf("process %d lives on", st.PID)
 			}

@@ -110,16 +110,15 @@ func (r *Runtime) makeDir() error {
 }
 
 func writeBoot(ctx context.Context, w *os.File, boot []byte) error {
-	deadline := time.Now().Add(bootTimeout)
-	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
-		deadline = d
-	}
-	if err := w.SetWriteDeadline(deadline); err != nil {
+	if err := w.SetWriteDeadline(time.Now().Add(bootTimeout)); err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { w.SetWriteDeadline(time.Now()) }) //nolint:errcheck // it just worked
+	stop := context.AfterFunc(ctx, func() { w.SetWriteDeadline(time.Unix(1, 0)) }) //nolint:errcheck // it just worked
 	defer stop()
 	_, err := w.Write(boot)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	return err
 }
 

@@ -21,7 +21,7 @@ import (
 
 // Command is the boot data of the suite's sandboxes: what the process in them does.
 type Command struct {
-	Do      string // sleep, stubborn, exit, allocate, spin, spam, report
+	Do      string // sleep, stubborn, exit, allocate, confine, spin, spam, report
 	AfterMS int    // wait first
 	Code    int    // exit status
 	MiB     int    // how much to allocate, or to write

@@ -12,6 +12,8 @@ import (
 	"runtime"
 	"syscall"
 	"time"
+
+	"github.com/sluice-gateway/sluice/internal/gateway/confine"
 )
 
 // command is sandboxtest.Command; that package is not imported for the sake of size.
@@ -57,6 +59,8 @@ func do(c command, term chan os.Signal) int {
 	case "exit":
 	case "allocate":
 		hold(c.MiB, term)
+	case "confine":
+		confined()
 	case "spin":
 		spin(term)
 	case "spam":
@@ -77,6 +81,26 @@ func do(c command, term chan os.Signal) int {
 		fail("don't know how to %q", c.Do)
 	}
 	return c.Code
+}
+
+// confined confines the process and goes on as a member would: threads, memory, files.
+func confined() {
+	ca := os.Getenv("SSL_CERT_FILE")
+	r, err := confine.Apply(confine.Options{CACerts: ca})
+	if err != nil {
+		fail("confine: %v", err)
+	}
+	for range 8 {
+		go func() { runtime.LockOSThread(); runtime.GC() }()
+	}
+	runtime.GC()
+	if _, err := os.ReadFile(ca); err != nil {
+		fail("confined: %v", err)
+	}
+	if _, err := os.ReadFile("/proc/self/status"); err == nil {
+		fail("confined, but /proc can be read")
+	}
+	fmt.Println("confined:", r.Seccomp, r.LandlockABI > 0)
 }
 
 // hold touches memory and keeps it.
