@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 	"sync"
-	"testing"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -14,13 +13,13 @@ import (
 const Null = "\\N"
 
 // Exec runs SQL, one statement or several, in the database as the superuser.
-func (s *Server) Exec(t testing.TB, sql string) {
+func (s *Server) Exec(t TB, sql string) {
 	t.Helper()
 	s.Rows(t, sql)
 }
 
 // Rows runs SQL as Exec does and returns the last statement's rows as text.
-func (s *Server) Rows(t testing.TB, sql string) [][]string {
+func (s *Server) Rows(t TB, sql string) [][]string {
 	t.Helper()
 	rows, err := s.inst.exec(s.Database, sql)
 	if err != nil {
@@ -30,7 +29,7 @@ func (s *Server) Rows(t testing.TB, sql string) [][]string {
 }
 
 // Value runs SQL as Exec does and returns the last statement's only value.
-func (s *Server) Value(t testing.TB, sql string) string {
+func (s *Server) Value(t TB, sql string) string {
 	t.Helper()
 	rows := s.Rows(t, sql)
 	if len(rows) != 1 || len(rows[0]) != 1 {
@@ -81,7 +80,7 @@ func (i *instance) createUsers() error {
 
 func quote(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
 
-func (s *Server) createDatabase(t testing.TB) {
+func (s *Server) createDatabase(t TB) {
 	t.Helper()
 	sql := fmt.Sprintf("create database %s owner %s", quote(s.Database), quote(s.User))
 	if _, err := s.inst.exec("postgres", sql); err != nil {
@@ -100,7 +99,7 @@ var sharedInstance = struct {
 
 // Shared returns a new database in the test binary's shared server, and drops it at
 // the end of the test.
-func Shared(t testing.TB) *Server {
+func Shared(t TB) *Server {
 	t.Helper()
 	sh := &sharedInstance
 	sh.Lock()

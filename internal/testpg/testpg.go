@@ -2,8 +2,9 @@
 //
 // It owns the server's directory, port, users and certificates, and takes all of it
 // away again: at the end of the test, or, through a watching shell, when the test
-// binary dies. It is imported by tests only. Start gives a server of one's own; Shared
-// gives a new database in a server that the whole test binary shares, which is faster.
+// binary dies. It is imported by tests and benchmarks only. Start gives a server of
+// one's own; Shared gives a new database in a server that the whole test binary shares,
+// which is faster.
 package testpg
 
 import (
@@ -18,7 +19,6 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"testing"
 	"time"
 )
 
@@ -26,6 +26,16 @@ const binDir = "/usr/lib/postgresql/15/bin"
 
 // startTimeout bounds each wait for a server to come up or to go away.
 const startTimeout = 30 * time.Second
+
+// TB is what a server needs of the test, or of the program, that uses it. A testing.TB
+// is one.
+type TB interface {
+	Helper()
+	Cleanup(f func())
+	Errorf(format string, args ...any)
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
 
 // Server is a database in a running server, with a user that owns it.
 type Server struct {
@@ -73,7 +83,7 @@ func WithHBA(line string) Option {
 }
 
 // Start starts a server and stops it at the end of the test.
-func Start(t testing.TB, opts ...Option) *Server {
+func Start(t TB, opts ...Option) *Server {
 	t.Helper()
 	inst, err := newInstance(opts)
 	if err != nil {
@@ -96,7 +106,7 @@ func (s *Server) ConnString() string {
 }
 
 // Stop kills the server at once, as a crash would. Restart brings it back.
-func (s *Server) Stop(t testing.TB) {
+func (s *Server) Stop(t TB) {
 	t.Helper()
 	if s.inst.shared {
 		t.Fatal("testpg: the shared server must not be stopped; use Start")
@@ -107,7 +117,7 @@ func (s *Server) Stop(t testing.TB) {
 }
 
 // Restart stops the server if it runs, and starts it again on the same port.
-func (s *Server) Restart(t testing.TB) {
+func (s *Server) Restart(t TB) {
 	t.Helper()
 	s.Stop(t)
 	if err := s.inst.start(); err != nil {

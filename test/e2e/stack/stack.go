@@ -17,11 +17,22 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"testing"
 	"time"
 
 	"github.com/sluice-gateway/sluice/client"
 )
+
+// TB is what an installation needs of the test, or of the program, that runs it. A
+// testing.TB is one.
+type TB interface {
+	Helper()
+	Cleanup(f func())
+	Logf(format string, args ...any)
+	Errorf(format string, args ...any)
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+	Failed() bool
+}
 
 // Stack is one installation: service and host in one process, or apart.
 type Stack struct {
@@ -34,7 +45,7 @@ type Stack struct {
 	Hosts  string
 	Bin    string // the folder with the programs
 
-	t     testing.TB
+	t     TB
 	mu    sync.Mutex
 	procs map[string]*Proc
 	token string
@@ -75,7 +86,7 @@ var build struct {
 
 // Binaries builds the programs, once per test binary, and returns their folder. sluice
 // is built with the race detector if the test is.
-func Binaries(t testing.TB) string {
+func Binaries(t TB) string {
 	t.Helper()
 	build.once.Do(func() {
 		build.dir, build.err = os.MkdirTemp("", "sluice-bin-")
@@ -119,7 +130,13 @@ func compile(dir string) error {
 
 // New prepares an installation; nothing runs yet. What it made on the machine is
 // removed at the end of the test, and the test fails if something stays.
-func New(t testing.TB) *Stack {
+func New(t TB) *Stack {
+	t.Helper()
+	return NewFrom(t, Binaries(t))
+}
+
+// NewFrom is New with programs that were built before, in the folder bin.
+func NewFrom(t TB, bin string) *Stack {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("needs root: it makes network namespaces and containers")
@@ -130,14 +147,14 @@ func New(t testing.TB) *Stack {
 	}
 	s := &Stack{
 		Dir: dir, Data: filepath.Join(dir, "data"), Run: "/run/" + filepath.Base(dir), Socket: filepath.Join(dir, "sock"),
-		HTTP: freeAddr(t), Flight: freeAddr(t), Hosts: freeAddr(t), Bin: Binaries(t), t: t, procs: map[string]*Proc{},
+		HTTP: freeAddr(t), Flight: freeAddr(t), Hosts: freeAddr(t), Bin: bin, t: t, procs: map[string]*Proc{},
 	}
 	t.Cleanup(s.end)
 	return s
 }
 
 // freeAddr returns an address that nobody listens on now.
-func freeAddr(t testing.TB) string {
+func freeAddr(t TB) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
