@@ -120,18 +120,32 @@ func (f *Fleet) runWake(gw GatewayRef, w *wake) {
 	close(w.done)
 }
 
+// wakeUp waits for a member that is on its way already; if there is none, or it does
+// not arrive, it places one.
 func (f *Fleet) wakeUp(gw GatewayRef) ([]core.Phase, error) {
 	start := f.opts.Now()
-	m := f.starting(gw.UID)
-	if m == nil {
-		var err error
-		if m, err = f.place(f.done, gw); err != nil {
-			e := *errs.As(err)
-			e.Message = fmt.Sprintf("wake gateway %s: %s", gw.Name, e.Message)
-			e.Step = errs.StepWake
-			return nil, &e
+	if m := f.starting(gw.UID); m != nil {
+		if err := f.waitReady(gw, m); err == nil {
+			return f.wakePhases(start, m), nil
+		} else if f.done.Err() != nil {
+			return nil, err
 		}
 	}
+	m, err := f.place(f.done, gw)
+	if err != nil {
+		e := *errs.As(err)
+		e.Message = fmt.Sprintf("wake gateway %s: %s", gw.Name, e.Message)
+		e.Step = errs.StepWake
+		return nil, &e
+	}
+	if err := f.waitReady(gw, m); err != nil {
+		return nil, err
+	}
+	return f.wakePhases(start, m), nil
+}
+
+// waitReady waits until a member is ready, or never will be.
+func (f *Fleet) waitReady(gw GatewayRef, m *member) error {
 	var state core.MemberState
 	var reason string
 	err := f.wait(f.done, func() bool {
@@ -143,14 +157,14 @@ func (f *Fleet) wakeUp(gw GatewayRef) ([]core.Phase, error) {
 	})
 	switch {
 	case errors.Is(err, context.Canceled):
-		return nil, errs.New(errs.Unavailable, "the service is stopping").WithStep(errs.StepWake)
+		return errs.New(errs.Unavailable, "the service is stopping").WithStep(errs.StepWake)
 	case err != nil:
-		return nil, err
-	case state != core.MemberReady:
-		return nil, errs.New(errs.Unavailable, "wake gateway %s: member %s did not come up: %s%s", gw.Name, m.ID, reason, f.problems(m.Host)).
+		return err
+	case state != core.MemberReady || reason != "":
+		return errs.New(errs.Unavailable, "wake gateway %s: member %s did not come up: %s%s", gw.Name, m.ID, reason, f.problems(m.Host)).
 			WithStep(errs.StepWake).WithHint("\"sluice get members\" and \"sluice get hosts\" show what the host reports")
 	}
-	return f.wakePhases(start, m), nil
+	return nil
 }
 
 // starting returns a member of the gateway that is on its way up already.

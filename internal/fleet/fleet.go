@@ -64,7 +64,8 @@ type member struct {
 	connected      bool
 	since          time.Time // of the last change between connected and not
 	leavingVersion int64     // the goal state in which it was first absent
-	joinHash       string
+	joinHash       string // of the token that the host vouches for
+	joinStored     bool   // the store knows it
 	leasedAt       time.Time
 	injectedAt     time.Time
 	hostPhases     []core.Phase
@@ -232,5 +233,19 @@ func (f *Fleet) setConnected(id string, generation int64, up bool, reason string
 	}
 	f.log.Info("member "+string(m.State), "member", id, "gateway", m.Gateway, "reason", reason)
 	f.dirty[id] = true
+	f.broadcast()
+}
+
+// JoinRefused is called when a member's token was refused. If it is the one that the
+// host vouches for, the host has lost the member (a reboot) and injected it again:
+// one generation joins once, so another member must take its place.
+func (f *Fleet) JoinRefused(id, tokenHash string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.live[id]
+	if m == nil || m.joinHash != tokenHash || !m.joinStored || m.condemned != "" || m.State == core.MemberLeaving {
+		return
+	}
+	m.condemned = "its host had lost it and injected it again"
 	f.broadcast()
 }

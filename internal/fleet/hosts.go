@@ -241,7 +241,7 @@ func (f *Fleet) report(ctx context.Context, s *session, r core.HostReport) {
 	f.mu.Lock()
 	s.info.SeenVersion, s.info.Problems = r.Version, r.Problems
 	present := map[string]bool{}
-	var hashes []*member
+	hashes := map[*member]string{}
 	for _, o := range r.Members {
 		if o.Present {
 			present[key(o.ID, o.Generation)] = true
@@ -251,8 +251,8 @@ func (f *Fleet) report(ctx context.Context, s *session, r core.HostReport) {
 			continue
 		}
 		if o.JoinTokenHash != "" && o.JoinTokenHash != m.joinHash {
-			m.joinHash = o.JoinTokenHash
-			hashes = append(hashes, m)
+			m.joinHash, m.joinStored = o.JoinTokenHash, false
+			hashes[m] = o.JoinTokenHash
 		}
 		f.observe(m, o)
 	}
@@ -265,8 +265,8 @@ func (f *Fleet) report(ctx context.Context, s *session, r core.HostReport) {
 	}
 	f.broadcast()
 	f.mu.Unlock()
-	for _, m := range hashes {
-		f.storeHash(ctx, m)
+	for m, hash := range hashes {
+		f.storeHash(ctx, m, hash)
 	}
 	for _, m := range gone {
 		if err := f.confirmGone(ctx, m); err != nil && ctx.Err() == nil {
@@ -292,14 +292,16 @@ func (f *Fleet) observe(m *member, o core.ObservedMember) {
 	}
 }
 
-func (f *Fleet) storeHash(ctx context.Context, m *member) {
-	err := f.opts.Store.Write(ctx, func(tx store.Tx) error { return tx.SetJoinHash(m.ID, m.Generation, m.joinHash) })
+func (f *Fleet) storeHash(ctx context.Context, m *member, hash string) {
+	err := f.opts.Store.Write(ctx, func(tx store.Tx) error { return tx.SetJoinHash(m.ID, m.Generation, hash) })
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if err != nil {
 		f.log.Warn("a member's join token could not be stored", "member", m.ID, "error", err)
-		f.mu.Lock()
 		m.joinHash = "" // the next report tries again
-		f.mu.Unlock()
+		return
 	}
+	m.joinStored = m.joinHash == hash
 }
 
 func key(id string, generation int64) string {

@@ -90,6 +90,7 @@ func (s *Service) joinMember(ctx context.Context, req memberapi.JoinRequest) (id
 	})
 	if err != nil {
 		if c := errs.ClassOf(err); c == errs.NotFound || c == errs.Conflict {
+			s.opts.Fleet.JoinRefused(req.Name, hexString(sum))
 			return identity.Subject{}, errs.New(errs.Unauthenticated, "member %s sent a token that is not known, or was used", req.Name)
 		}
 		return identity.Subject{}, err
