@@ -64,8 +64,8 @@ type member struct {
 	connected      bool
 	since          time.Time // of the last change between connected and not
 	leavingVersion int64     // the goal state in which it was first absent
-	joinHash       string // of the token that the host vouches for
-	joinStored     bool   // the store knows it
+	joinHash       string    // of the token that the host vouches for
+	joinStored     bool      // the store knows it
 	leasedAt       time.Time
 	injectedAt     time.Time
 	hostPhases     []core.Phase
