@@ -32,6 +32,9 @@ func TestNATLeavesAsTheHost(t *testing.T) {
 	serveIn(t, at, "0.0.0.0:9000", "member")
 	wantRefusal(t, l.world, transit.String()+":9000")
 	wantRefusal(t, l.world, m.Address.String()+":9000")
+	if counter(t, l.host, "unsolicited") == 0 {
+		t.Error("the host's own rules let an unsolicited packet through to the NAT gateway")
+	}
 
 	if was, now := "0", l.sysctl("ipv4/conf/up0/forwarding"); now == was {
 		t.Errorf("forwarding on the uplink is %s: the reply would have been lost", now)
@@ -56,6 +59,9 @@ func TestHostDoesNotBecomeARouter(t *testing.T) {
 	l.ip(other, "link", "set", "lan0", "up")
 	l.ip(other, "route", "add", "default", "via", "192.168.7.1")
 	l.ip(l.world, "route", "add", "192.168.7.0/24", "via", labHostAddr)
+	in(t, l.host, func() error { // lan0 forwards already, for somebody else
+		return writeAll([]sysctl{{key: forwardingKey("lan0"), value: "1"}})
+	})
 	serveIn(t, other, "192.168.7.2:80", "lan")
 	net := corp("u1")
 	l.set(l.up(), hostnet.Config{VNets: []core.GoalVNet{net}, Ports: []hostnet.Port{member(net, 1, 1)}})

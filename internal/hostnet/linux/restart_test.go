@@ -3,9 +3,9 @@ package linux
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/miekg/dns"
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/hostnet"
 )
@@ -247,6 +246,53 @@ func TestRemovedPortsGo(t *testing.T) {
 	wantGreeting(t, portOf(t, s, b), a.Address.String()+":9000", "next "+b.Address.String())
 }
 
+// TestRemovedIsOutOfReachAtOnce: the slow part of a removal is not what cuts it off.
+func TestRemovedIsOutOfReachAtOnce(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	vn := withEndpoint(open(corp("u1")), "orders-db", "10.20.1.4", 5432, "127.0.0.1:5432")
+	a, b := member(vn, 1, 1), member(vn, 2, 2)
+	n := l.up()
+	l.set(n, hostnet.Config{VNets: []core.GoalVNet{vn}, Ports: []hostnet.Port{a, b}})
+	at, tunnel := n.vnets["u1"].at.path, n.tunnel.at.path
+	rest := cloneVNet(vn)
+	rest.Endpoints, rest.NATGateways, rest.Subnets[0].NATGateway = nil, nil, ""
+	l.set(n, hostnet.Config{VNets: []core.GoalVNet{rest}, Ports: []hostnet.Port{b}})
+	for what, list := range map[string]string{
+		a.Address.String() + " ": l.ip(at, "route"), a.TunnelAddress.String() + " ": l.ip(tunnel, "route"),
+		"10.20.1.4": l.ip(at, "addr"), "from 10.20.0.0/24": l.ip(at, "rule"), portLink(a.Key()): nft(t, at, "list", "ruleset"),
+	} {
+		if strings.Contains(list, what) {
+			t.Errorf("%q is still in:\n%s", what, list)
+		}
+	}
+}
+
+// TestLeftoverWithAProcessInIt: the name of its namespace goes, the process stays, and
+// its interfaces are taken from it.
+func TestLeftoverWithAProcessInIt(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	vn := corp("u1")
+	m := member(vn, 1, 1)
+	n := l.up()
+	at := portOf(t, l.set(n, hostnet.Config{VNets: []core.GoalVNet{vn}, Ports: []hostnet.Port{m}}), m)
+	sleep := exec.Command("sleep", "60")
+	in(t, at, sleep.Start)
+	defer func() { sleep.Process.Kill(); sleep.Wait() }()
+	n.Close()
+	n = l.up()
+	l.set(n, hostnet.Config{VNets: []core.GoalVNet{vn}})
+	for _, path := range []string{n.vnets["u1"].at.path, n.tunnel.at.path} {
+		if out := l.ip(path, "-br", "link"); strings.Contains(out, portDigest(m.Key())) {
+			t.Errorf("the member's interface is still there:\n%s", out)
+		}
+	}
+	if err := sleep.Process.Signal(syscall.Signal(0)); err != nil {
+		t.Errorf("the process was ended: %v", err)
+	}
+}
+
 // TestLeftoversOfAnEarlierProcess: what nobody wants any more goes at the first Set.
 func TestLeftoversOfAnEarlierProcess(t *testing.T) {
 	t.Parallel()
@@ -354,70 +400,6 @@ func TestTwentyPortsAtOnce(t *testing.T) {
 	}
 }
 
-func TestResolverAnswersMembers(t *testing.T) {
-	t.Parallel()
-	l := newLab(t)
-	vn := corp("u1")
-	m := member(vn, 1, 1)
-	n := l.up()
-	cfg := hostnet.Config{VNets: []core.GoalVNet{vn}, Ports: []hostnet.Port{m}}
-	at := portOf(t, l.set(n, cfg), m)
-	servers := n.Resolvers("u1", "gateways")
-	want := []netip.AddrPort{netip.MustParseAddrPort("10.20.0.2:53"), netip.MustParseAddrPort("10.20.0.3:53")}
-	if d := cmp.Diff(want, servers, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); d != "" {
-		t.Error(d)
-	}
-	for _, network := range []string{"udp", "tcp"} {
-		for _, s := range servers {
-			if got, err := ask(t, at, network, s, "orders.corp.internal."); err != nil || got != "10.20.1.4" {
-				t.Errorf("%s %s answered %q, %v", network, s, got, err)
-			}
-		}
-	}
-	vn = cloneVNet(vn)
-	vn.Zones[0].Records[0].Address = netip.MustParseAddr("10.20.1.5")
-	cfg.VNets = []core.GoalVNet{vn}
-	l.set(n, cfg)
-	if got, err := ask(t, at, "udp", servers[0], "orders.corp.internal."); err != nil || got != "10.20.1.5" {
-		t.Errorf("after the change: %q, %v", got, err)
-	}
-}
-
-func ask(t *testing.T, path, network string, server netip.AddrPort, name string) (string, error) {
-	t.Helper()
-	var c net.Conn
-	in(t, path, func() (err error) {
-		c, err = net.DialTimeout(network, server.String(), time.Second)
-		return err
-	})
-	defer c.Close()
-	client := dns.Client{Net: network, Timeout: 2 * time.Second}
-	r, _, err := client.ExchangeWithConn(new(dns.Msg).SetQuestion(name, dns.TypeA), &dns.Conn{Conn: c})
-	if err != nil || len(r.Answer) != 1 {
-		return "", fmt.Errorf("no answer: %v, %v", r, err)
-	}
-	return r.Answer[0].(*dns.A).A.String(), nil
-}
-
-func TestEndpointResetsWhenItsTargetIsDown(t *testing.T) {
-	t.Parallel()
-	l := newLab(t)
-	vn := withEndpoint(corp("u1"), "orders-db", "10.20.1.4", 5432, "127.0.0.1:5432")
-	m := member(vn, 1, 1)
-	n := l.up()
-	at := portOf(t, l.set(n, hostnet.Config{VNets: []core.GoalVNet{vn}, Ports: []hostnet.Port{m}}), m)
-	began := time.Now()
-	_, err := greeting(t, at, "10.20.1.4:5432")
-	if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("a target that is down: %v; want a reset", err)
-	}
-	if took := time.Since(began); took > time.Second {
-		t.Errorf("it took %s to say so", took)
-	}
-	serveIn(t, l.host, "127.0.0.1:5432", "orders")
-	wantGreeting(t, at, "10.20.1.4:5432", "orders 127.0.0.1")
-}
-
 func TestTroubleOfOneObject(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
@@ -443,13 +425,13 @@ func TestTroubleOfOneObject(t *testing.T) {
 	}
 }
 
-// TestNoGoroutineOrThreadStays: Close ends everything of this process.
+// TestNoGoroutineStays: Close ends everything of this process.
 func TestNoGoroutineStays(t *testing.T) {
 	l := newLab(t)
 	serveIn(t, l.host, "127.0.0.1:5432", "orders")
 	vn := withEndpoint(corp("u1"), "orders-db", "10.20.1.4", 5432, "127.0.0.1:5432")
 	m := member(vn, 1, 1)
-	before := runtime.NumGoroutine()
+	before, files := runtime.NumGoroutine(), openFiles(t)
 	n := l.up()
 	at := portOf(t, l.set(n, hostnet.Config{VNets: []core.GoalVNet{vn}, Ports: []hostnet.Port{m}}), m)
 	c := mustDial(t, at, "10.20.1.4:5432") // stays open
@@ -464,6 +446,24 @@ func TestNoGoroutineStays(t *testing.T) {
 		buf := make([]byte, 1<<16)
 		t.Errorf("%d goroutines before, %d after:\n%s", before, now, buf[:runtime.Stack(buf, true)])
 	}
+	if now := openFiles(t); len(now) > len(files)+2 { // the connection's two outer ends
+		t.Errorf("%d files open before, %d after: %v", len(files), len(now), now)
+	}
+}
+
+// openFiles lists the sockets and namespaces that this process has open.
+func openFiles(t *testing.T) (out []string) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && (strings.HasPrefix(to, "socket:") || strings.Contains(to, "net")) {
+			out = append(out, to)
+		}
+	}
+	return out
 }
 
 // TestThreadsComeHome: after all that, every thread that can run other goroutines is
