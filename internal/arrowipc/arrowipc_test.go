@@ -322,34 +322,34 @@ func repeated(b *flatbuffers.Builder, to flatbuffers.UOffsetT, n int) flatbuffer
 	return b.EndVector(n)
 }
 
-func TestPoolReusesAndKeepsFramesApart(t *testing.T) {
+func TestPoolKeepsFramesApart(t *testing.T) {
 	t.Parallel()
 	stream, _, _ := sample(t)
 	pool := new(arrowipc.Pool)
-	r := arrowipc.NewReader(bytes.NewReader(stream), arrowipc.Options{Pool: pool})
-	var frames []arrowipc.Frame
-	for {
-		f, err := r.Next()
-		if err == io.EOF {
-			break
+	for range 5 { // later rounds get what earlier ones gave back
+		var frames []arrowipc.Frame
+		r := arrowipc.NewReader(bytes.NewReader(stream), arrowipc.Options{Pool: pool})
+		for {
+			f, err := r.Next()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			frames = append(frames, f)
 		}
-		if err != nil {
-			t.Fatal(err)
+		var out bytes.Buffer
+		for i := range frames {
+			if err := arrowipc.WriteFrame(&out, frames[i]); err != nil {
+				t.Fatal(err)
+			}
+			frames[i].Release()
+			frames[i].Release() // the second has no effect
 		}
-		frames = append(frames, f)
-	}
-	var out bytes.Buffer
-	for _, f := range frames {
-		if err := arrowipc.WriteFrame(&out, f); err != nil {
-			t.Fatal(err)
+		if !bytes.Equal(out.Bytes(), stream[:len(stream)-8]) {
+			t.Fatal("frames that were held at once share memory")
 		}
-	}
-	if !bytes.Equal(out.Bytes(), stream[:len(stream)-8]) {
-		t.Error("frames that are held share memory")
-	}
-	for i := range frames {
-		frames[i].Release()
-		frames[i].Release() // the second has no effect
 	}
 }
 
