@@ -38,15 +38,16 @@ type hostFlags struct {
 
 func (f *hostFlags) add(cmd *cobra.Command) {
 	name, _ := os.Hostname()
-	fl := cmd.Flags()
-	fl.StringVar(&f.name, "name", name, "this host's name, unique among the service's hosts")
-	fl.StringVar(&f.program, "gateway-program", beside("sluice-gateway"), "the static program that members run")
-	fl.StringVar(&f.runtime, "runtime", "runc", "OCI runtime that runs members")
-	f.addRunDir(cmd)
+	cmd.Flags().StringVar(&f.name, "name", name, "this host's name, unique among the service's hosts")
+	f.addMachine(cmd)
 }
 
-func (f *hostFlags) addRunDir(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.runDir, "run-dir", "/run/sluice", "where this host keeps what lasts until a reboot; what it makes on the machine is named after it")
+// addMachine adds the flags of every command that works on the machine.
+func (f *hostFlags) addMachine(cmd *cobra.Command) {
+	fl := cmd.Flags()
+	fl.StringVar(&f.program, "gateway-program", beside("sluice-gateway"), "the static program that members run")
+	fl.StringVar(&f.runtime, "runtime", "runc", "OCI runtime that runs members")
+	fl.StringVar(&f.runDir, "run-dir", "/run/sluice", "where this host keeps what lasts until a reboot; what it makes on the machine is named after it")
 }
 
 // beside returns the path of a program in the directory of this one.
@@ -254,7 +255,7 @@ func hostStatusCommand() *cobra.Command {
 			return cli.PrintTable(os.Stdout, []string{"TYPE", "NAME", "WHY"}, rows)
 		},
 	}
-	f.addRunDir(cmd)
+	f.addMachine(cmd)
 	return cmd
 }
 
@@ -265,7 +266,7 @@ func hostCleanupCommand() *cobra.Command {
 		Short: "Remove everything that a host ever made on this machine",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkHost("nft"); err != nil {
+			if err := checkHost(f.runtime); err != nil {
 				return err
 			}
 			if _, err := os.Stat(f.runDir); err == nil {
@@ -282,7 +283,7 @@ func hostCleanupCommand() *cobra.Command {
 			return cleanUp(cmd.Context(), m, f.runDir)
 		},
 	}
-	f.addRunDir(cmd)
+	f.addMachine(cmd)
 	return cmd
 }
 
