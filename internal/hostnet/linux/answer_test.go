@@ -78,3 +78,26 @@ func TestEndpointResetsWhenItsTargetIsDown(t *testing.T) {
 	serveIn(t, l.host, "127.0.0.1:5432", "orders")
 	wantGreeting(t, at, "10.20.1.4:5432", "orders 127.0.0.1")
 }
+
+func TestEndpointBoundsItsConnections(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	serveIn(t, l.host, "127.0.0.1:5432", "orders")
+	vn := withEndpoint(corp("u1"), "orders-db", "10.20.1.4", 5432, "127.0.0.1:5432")
+	m := member(vn, 1, 1)
+	n := l.up(func(o *Options) { o.MaxEndpointConns = 1 })
+	at := portOf(t, l.set(n, hostnet.Config{VNets: []core.GoalVNet{vn}, Ports: []hostnet.Port{m}}), m)
+	first := mustDial(t, at, "10.20.1.4:5432")
+	if got, err := greeting(t, at, "10.20.1.4:5432"); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("one connection too many: %q, %v; want a reset", got, err)
+	}
+	echo(t, first, "not disturbed")
+	first.Close()
+	for range 50 {
+		if got, err := greeting(t, at, "10.20.1.4:5432"); err == nil && got == "orders 127.0.0.1" {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Error("the place of a connection that ended was not given back")
+}
