@@ -195,6 +195,7 @@ func serveIn(t testing.TB, path, addr, greeting string) *net.TCPListener {
 			work.Go(func() {
 				fmt.Fprintf(c, "%s %s\n", greeting, c.RemoteAddr().(*net.TCPAddr).IP)
 				io.Copy(c, c)
+				c.Close()
 			})
 		}
 	})
