@@ -1,6 +1,7 @@
 package ingress_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -460,6 +461,45 @@ func TestSlowHandshakesDoNotStopTheOthers(t *testing.T) {
 	s.Join(t, s.Addr, "m-1", 1)
 	if d := time.Since(began); d > 5*time.Second {
 		t.Errorf("a join among 64 silent connections took %s", d)
+	}
+}
+
+// TestRenewOnAConnectionOlderThanItsCertificate: the handshake was in time, the request is not.
+func TestRenewOnAConnectionOlderThanItsCertificate(t *testing.T) {
+	t.Parallel()
+	s := tunneltest.StartService(t, tunneltest.Options{CA: identity.CAOptions{MemberLifetime: 2 * time.Second}})
+	k := s.Join(t, s.Addr, "m-1", 1)
+	conn, err := session(t, s, k.TLSConfig(memberapi.ProtoHTTP))
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(time.Until(k.NotAfter()) + 50*time.Millisecond)
+	io.WriteString(conn, "POST "+memberapi.PathRenew+" HTTP/1.1\r\nHost: s\r\nContent-Length: 2\r\n\r\n{}")
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusUnauthorized {
+		t.Errorf("status %d, want 401", resp.StatusCode)
+	}
+}
+
+// TestHubClosesWhileConnectionsSayNothing: closing the hub waits for nobody's hello.
+func TestHubClosesWhileConnectionsSayNothing(t *testing.T) {
+	t.Parallel()
+	s := tunneltest.StartService(t, tunneltest.Options{})
+	k := s.Join(t, s.Addr, "m-1", 1)
+	for _, proto := range []string{memberapi.ProtoControl, memberapi.ProtoData} {
+		if _, err := session(t, s, k.TLSConfig(proto)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(100 * time.Millisecond)
+	began := time.Now()
+	s.Hub.Close()
+	if d := time.Since(began); d > 3*time.Second {
+		t.Errorf("it took %s", d)
 	}
 }
 

@@ -327,6 +327,40 @@ func TestDrainWithoutService(t *testing.T) {
 	}
 }
 
+func TestCallbacksMayUseTheHub(t *testing.T) {
+	t.Parallel()
+	var h *tunneltest.Harness
+	ready := make(chan struct{})
+	results := make(chan error, 2)
+	h = tunneltest.StartWith(t, tunneltest.Options{
+		Handler: http.HandlerFunc(echo),
+		Hub: tunnel.HubOptions{
+			Grace: 10 * time.Millisecond,
+			OnUp: func(member string, generation int64) {
+				<-ready
+				rt, err := h.Hub.RoundTripper(member, generation)
+				if err == nil {
+					_, err = answer(post(context.Background(), rt, "/", "x"))
+				}
+				results <- err
+			},
+			OnDown: func(member string, generation int64, _ error) {
+				h.Hub.Disconnect(member, generation)
+				results <- nil
+			},
+		},
+	})
+	close(ready)
+	if err := soon(t, results, "OnUp"); err != nil {
+		t.Error(err)
+	}
+	h.StopAgent()
+	if err := soon(t, h.AgentDone, "the agent's end"); err != nil {
+		t.Errorf("agent: %v", err)
+	}
+	soon(t, results, "OnDown")
+}
+
 func TestWaitUpIsBounded(t *testing.T) {
 	t.Parallel()
 	hub := tunnel.NewHub(tunnel.HubOptions{})

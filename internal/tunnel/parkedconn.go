@@ -10,7 +10,7 @@ import (
 // parkedConn is a member's data connection as its http.Server sees it: without the
 // TLS type, whose negotiated protocol the server would not know, and with large writes batched.
 type parkedConn struct {
-	net.Conn
+	*tls.Conn
 	batch  *batchConn  // nil: not over TCP
 	served atomic.Bool // a request came on it
 	closed chan struct{}
@@ -34,6 +34,9 @@ func (c *parkedConn) Write(p []byte) (int, error) {
 	}
 	return n, err
 }
+
+// CloseWrite is embedded: an http.Server that ends a connection with part of the request
+// unread uses it, so that its answer arrives before the reset.
 
 // Close ends the connection with TLS's own end.
 func (c *parkedConn) Close() error {

@@ -413,3 +413,85 @@ func TestUnsolicitedOrUnframedAnswersAreRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestAnswerBeforeTheRequestWasRead(t *testing.T) {
+	t.Parallel()
+	h := tunneltest.Start(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Error(w, "too large for me", http.StatusRequestEntityTooLarge)
+	}))
+	for range 5 {
+		resp, err := post(t.Context(), h.RoundTripper, "/", strings.Repeat("x", 16<<20))
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusRequestEntityTooLarge || !strings.Contains(string(body), "too large") || err != nil {
+			t.Errorf("%d, %q, %v", resp.StatusCode, body, err)
+		}
+	}
+}
+
+// TestWriteTimeoutEndsThePeersRead: a side that gives up must not leave the other one
+// waiting, also if nothing could be written any more to say so.
+func TestWriteTimeoutEndsThePeersRead(t *testing.T) {
+	t.Parallel()
+	gaveUp := make(chan struct{})
+	h := tunneltest.Start(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
+		for {
+			if _, err := w.Write(make([]byte, 256<<10)); err != nil {
+				close(gaveUp)
+				panic(http.ErrAbortHandler)
+			}
+		}
+	}))
+	resp, err := post(t.Context(), h.RoundTripper, "/", "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	soon(t, gaveUp, "the write's time-out")
+	end := make(chan error, 1)
+	go func() { _, err := io.Copy(io.Discard, resp.Body); end <- err }()
+	if err := soon(t, end, "the end of the peer's read"); !errors.Is(err, tunnel.ErrBroken) {
+		t.Errorf("err = %v, want ErrBroken", err)
+	}
+}
+
+func TestSurplusConnectionsAreGivenUp(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	h := tunneltest.StartWith(t, tunneltest.Options{
+		Hub: tunnel.HubOptions{HeartbeatEvery: 20 * time.Millisecond, HeartbeatTimeout: 5 * time.Second},
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			<-release
+			echo(w, r)
+		}),
+	})
+	var wg sync.WaitGroup
+	for range 32 {
+		wg.Go(func() {
+			if _, err := answer(post(t.Context(), h.RoundTripper, "/", "x")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for deadline := time.Now().Add(patience); h.Relay.Stats().Open < 33; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d connections for 32 requests", h.Relay.Stats().Open)
+		}
+	}
+	close(release)
+	wg.Wait()
+	want := tunnel.DefaultParked + 1 // and the control connection
+	for deadline := time.Now().Add(patience); h.Relay.Stats().Open != want; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d connections while nothing runs, want %d", h.Relay.Stats().Open, want)
+		}
+	}
+	if _, err := answer(post(t.Context(), h.RoundTripper, "/", "x")); err != nil {
+		t.Error(err)
+	}
+}
