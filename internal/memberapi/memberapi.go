@@ -12,6 +12,7 @@
 package memberapi
 
 import (
+	"log/slog"
 	"time"
 
 	"github.com/sluice-gateway/sluice/internal/core"
@@ -64,6 +65,9 @@ func (s Source) String() string { return s.Type + " data source " + s.Name }
 
 // GoString implements fmt.GoStringer without the secret.
 func (s Source) GoString() string { return s.String() }
+
+// LogValue implements slog.LogValuer without the secret: a JSON handler would marshal it.
+func (s Source) LogValue() slog.Value { return slog.StringValue(s.String()) }
 
 // QueryRequest asks a member to run, or to prepare, a statement.
 type QueryRequest struct {
