@@ -1,0 +1,336 @@
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/hostapi"
+	netfake "github.com/sluice-gateway/sluice/internal/hostnet/fake"
+	"github.com/sluice-gateway/sluice/internal/memberapi"
+	"github.com/sluice-gateway/sluice/internal/sandbox"
+	boxfake "github.com/sluice-gateway/sluice/internal/sandbox/fake"
+	"github.com/sluice-gateway/sluice/internal/wire"
+)
+
+// rig is a host on a machine in memory, and the service that the test plays.
+type rig struct {
+	t       *testing.T
+	net     *netfake.Machine
+	boxes   *boxfake.Machine
+	version int64
+
+	mu     sync.Mutex
+	conn   net.Conn
+	goal   core.GoalState
+	report core.HostReport
+}
+
+func newRig(t *testing.T) *rig {
+	return &rig{t: t, net: netfake.NewMachine(), boxes: boxfake.NewMachine(nil)}
+}
+
+// start runs a host process on the rig's machine until stop.
+func (r *rig) start() (stop func()) {
+	h := New(Options{
+		Name: "h", Network: netfake.New(r.net), Runtime: boxfake.New(r.boxes), Dial: r.dial,
+		DialService: func(context.Context) (*net.TCPConn, error) { return nil, errors.New("no service in this test") },
+		ServiceName: "service", ServiceCA: []byte("PEM"), Logger: slog.New(slog.DiscardHandler), Recheck: 50 * time.Millisecond,
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- h.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil {
+				r.t.Errorf("run: %v", err)
+			}
+		case <-time.After(10 * time.Second):
+			r.t.Error("the host did not end within 10 s")
+		}
+	})
+	r.t.Cleanup(stop)
+	return stop
+}
+
+// dial gives the host a connection to the played service.
+func (r *rig) dial(context.Context) (net.Conn, error) {
+	a, b := net.Pipe()
+	r.mu.Lock()
+	r.conn = b
+	goal := r.goal
+	r.mu.Unlock()
+	go func() {
+		if goal.Version > 0 {
+			_ = wire.Write(b, hostapi.ToHost{Goal: &goal})
+		}
+		for {
+			var msg hostapi.ToService
+			if wire.Read(b, &msg, 0) != nil {
+				return
+			}
+			if msg.Report != nil {
+				r.mu.Lock()
+				r.report = *msg.Report
+				r.mu.Unlock()
+			}
+		}
+	}()
+	return a, nil
+}
+
+// want sends a goal state with these members.
+func (r *rig) want(members ...int) {
+	r.t.Helper()
+	r.version++
+	goal := core.GoalState{Version: r.version, VNets: []core.GoalVNet{{
+		UID: "v1", Name: "corp", AddressSpace: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")},
+		Subnets: []core.Subnet{{Name: "s", Prefix: netip.MustParsePrefix("10.0.0.0/24"), Delegation: core.DelegationGateways}},
+	}}}
+	for _, i := range members {
+		goal.Members = append(goal.Members, core.GoalMember{
+			ID: fmt.Sprintf("m-%d", i), Generation: int64(i), Gateway: "g", VNetUID: "v1", Subnet: "s",
+			Address:       netip.AddrFrom4([4]byte{10, 0, 0, byte(4 + i)}),
+			TunnelAddress: netip.AddrFrom4([4]byte{169, 254, 1, byte(i)}),
+		})
+	}
+	r.mu.Lock()
+	r.goal = goal
+	conn := r.conn
+	r.mu.Unlock()
+	if conn != nil {
+		_ = wire.Write(conn, hostapi.ToHost{Goal: &goal}) // a new connection brings it again
+	}
+}
+
+func (r *rig) lastReport() core.HostReport {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.report
+}
+
+func (r *rig) eventually(what string, cond func() bool) {
+	r.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if cond() {
+			return
+		}
+	}
+	r.t.Fatalf("not within 10 s: %s\nsandboxes %v, ports %v, report %+v", what, r.boxes.IDs(), r.net.Ports(), r.lastReport())
+}
+
+// exists reports whether exactly these members' sandboxes and ports exist.
+func (r *rig) exists(members ...int) bool {
+	ids, ports := r.boxes.IDs(), r.net.Ports()
+	if len(ids) != len(members) || len(ports) != len(members) {
+		return false
+	}
+	have := map[string]bool{}
+	for _, id := range ids {
+		have[id] = true
+	}
+	for _, i := range members {
+		if !have[fmt.Sprintf("m-%d-%d", i, i)] {
+			return false
+		}
+	}
+	return true
+}
+
+func (r *rig) observed(id string) (core.ObservedMember, bool) {
+	for _, m := range r.lastReport().Members {
+		if m.ID == id {
+			return m, true
+		}
+	}
+	return core.ObservedMember{}, false
+}
+
+func TestGoalBecomesTrue(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.start()
+	r.want(1, 2)
+	r.eventually("both run", func() bool { return r.exists(1, 2) })
+	r.eventually("the report says so", func() bool {
+		m, ok := r.observed("m-1")
+		return ok && m.Running && m.JoinTokenHash != "" && r.lastReport().Version == 1 && r.lastReport().Complete
+	})
+	r.want(2)
+	r.eventually("one is gone", func() bool { return r.exists(2) })
+	r.eventually("the report says so", func() bool {
+		_, ok := r.observed("m-1")
+		return !ok && r.lastReport().Version == 2
+	})
+}
+
+func TestRestartDisturbsNothing(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	stop := r.start()
+	r.want(1, 2)
+	r.eventually("both run", func() bool { return r.exists(1, 2) })
+	spec, _ := r.boxes.Spec("m-1-1")
+	stop()
+	r.start()
+	r.eventually("the new process reports", func() bool {
+		m, ok := r.observed("m-1")
+		return ok && m.Running && m.JoinTokenHash == "" && r.lastReport().Complete
+	})
+	if again, _ := r.boxes.Spec("m-1-1"); string(again.Boot) != string(spec.Boot) {
+		t.Error("the member was started again")
+	}
+}
+
+func TestNothingIsStoppedBeforeTheServiceSpoke(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	stop := r.start()
+	r.want(1)
+	r.eventually("it runs", func() bool { return r.exists(1) })
+	stop()
+	r.mu.Lock()
+	r.goal = core.GoalState{} // the service is silent
+	r.mu.Unlock()
+	r.start()
+	time.Sleep(300 * time.Millisecond)
+	if ids := r.boxes.IDs(); len(ids) != 1 {
+		t.Errorf("sandboxes %v, want the one that ran", ids)
+	}
+}
+
+func TestMemberThatEndedIsReportedAndNotRestarted(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.start()
+	r.want(1)
+	r.eventually("it runs", func() bool { return r.exists(1) })
+	r.boxes.End("m-1-1", sandbox.Exit{OutOfMemory: true, Code: 137, Reason: "out of memory: the limit is 8192 MiB"})
+	r.eventually("its end is reported", func() bool {
+		m, ok := r.observed("m-1")
+		return ok && !m.Running && m.Exit == "out of memory: the limit is 8192 MiB"
+	})
+	time.Sleep(200 * time.Millisecond)
+	if m, _ := r.observed("m-1"); m.Running {
+		t.Error("it was started again: that is the service's decision")
+	}
+	r.want()
+	r.eventually("it is removed", func() bool { return r.exists() })
+}
+
+func TestStartThatFailsIsReported(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.boxes.FailWith(func(op, _ string) error {
+		if op == "start" {
+			return errors.New("no more processes")
+		}
+		return nil
+	})
+	r.start()
+	r.want(1)
+	r.eventually("the reason is reported", func() bool {
+		m, ok := r.observed("m-1")
+		return ok && strings.Contains(m.Exit, "no more processes")
+	})
+}
+
+func TestNetworkProblemIsReportedAndStartsNothing(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.net.Fail("member m-1", errors.New("no more veths"))
+	r.start()
+	r.want(1, 2)
+	r.eventually("the problem is reported", func() bool {
+		return strings.Contains(strings.Join(r.lastReport().Problems, " "), "no more veths")
+	})
+	r.eventually("the other member runs", func() bool { return len(r.boxes.IDs()) == 1 && r.boxes.IDs()[0] == "m-2-2" })
+}
+
+func TestBootHoldsWhatTheMemberNeeds(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.start()
+	r.want(3)
+	r.eventually("it runs", func() bool { return r.exists(3) })
+	spec, _ := r.boxes.Spec("m-3-3")
+	var boot memberapi.Boot
+	if err := json.Unmarshal(spec.Boot, &boot); err != nil {
+		t.Fatal(err)
+	}
+	if boot.Member != "m-3" || boot.Generation != 3 || boot.JoinToken == "" || len(boot.DNSServers) == 0 || boot.ServiceCA != "PEM" {
+		t.Errorf("boot document %+v lacks something", boot)
+	}
+	r.eventually("the token's hash is reported", func() bool {
+		m, _ := r.observed("m-3")
+		return m.JoinTokenHash == hashToken(boot.JoinToken)
+	})
+	for k, v := range spec.Labels {
+		if strings.Contains(v, boot.JoinToken) {
+			t.Errorf("label %s shows the join token", k)
+		}
+	}
+}
+
+// TestRandomWalk lets goals change, members end and the host die at random: at the end
+// exactly what the last goal says exists.
+func TestRandomWalk(t *testing.T) {
+	t.Parallel()
+	rng := rand.New(rand.NewPCG(1, 7))
+	r := newRig(t)
+	stop := r.start()
+	next := 0
+	var current []int
+	for range 120 {
+		switch rng.IntN(5) {
+		case 0, 1:
+			next++
+			current = append(current, next)
+			r.want(current...)
+		case 2:
+			if len(current) > 0 {
+				i := rng.IntN(len(current))
+				current = append(current[:i:i], current[i+1:]...)
+				r.want(current...)
+			}
+		case 3:
+			if len(current) > 0 {
+				i := current[rng.IntN(len(current))]
+				r.boxes.End(fmt.Sprintf("m-%d-%d", i, i), sandbox.Exit{Code: 1, Reason: "exit status 1"})
+			}
+		case 4:
+			stop()
+			stop = r.start()
+		}
+		time.Sleep(time.Duration(rng.IntN(4)) * time.Millisecond)
+	}
+	r.want(current...)
+	r.eventually("the last goal is true", func() bool { return r.exists(current...) && r.lastReport().Version == r.version })
+}
+
+func TestRunLeaksNoGoroutine(t *testing.T) {
+	r := newRig(t)
+	before := runtime.NumGoroutine()
+	stop := r.start()
+	r.want(1)
+	r.eventually("it runs", func() bool { return r.exists(1) })
+	stop()
+	r.boxes.End("m-1-1", sandbox.Exit{})
+	r.mu.Lock()
+	r.conn.Close()
+	r.mu.Unlock()
+	r.eventually("goroutines end", func() bool { return runtime.NumGoroutine() <= before+1 })
+}
