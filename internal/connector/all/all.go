@@ -1,6 +1,6 @@
-// Package all is the explicit registry of connectors: what a member can talk to.
-//
-// cmd/sluice-gateway is its only caller besides tests.
+// Package all is the registry of connectors: an explicit list, so that what a member
+// contains can be read here. Members import it, and nothing else does; the service and
+// the CLI know the types of data source from package catalog.
 package all
 
 import (
@@ -8,12 +8,12 @@ import (
 	"github.com/sluice-gateway/sluice/internal/connector/postgres"
 )
 
-// All lists every connector, by type.
+// All returns every connector, by type.
 func All() []connector.Connector {
 	return []connector.Connector{postgres.New()}
 }
 
-// Lookup finds the connector of a type.
+// Lookup finds the connector for a type of data source.
 func Lookup(typ string) (connector.Connector, bool) {
 	for _, c := range All() {
 		if c.Descriptor().Type == typ {

@@ -89,18 +89,18 @@ func (c *boolean) finish() arrow.Array {
 	return newArray(arrow.FixedWidthTypes.Boolean, n, nulls, []*memory.Buffer{bits, memory.NewBufferBytes(vals)})
 }
 
-// variable is a column of texts or byte strings, which it copies as they are.
+// variable is a column of texts or byte strings, which it copies as they are. Texts are
+// checked: a query can change the encoding that the server sends in.
 type variable struct {
 	validity
-	dt arrow.DataType
-	// checkUTF8 is set where the database does not vouch for the encoding.
-	checkUTF8 bool
-	offsets   []int32
-	data      []byte
+	dt      arrow.DataType
+	isText  bool
+	offsets []int32
+	data    []byte
 }
 
-func newVariable(dt arrow.DataType, checkUTF8 bool) *variable {
-	return &variable{dt: dt, checkUTF8: checkUTF8, offsets: make([]int32, 1, minCapacity)}
+func newVariable(dt arrow.DataType) *variable {
+	return &variable{dt: dt, isText: dt.ID() == arrow.STRING, offsets: make([]int32, 1, minCapacity)}
 }
 
 func (c *variable) append(v []byte) error {
@@ -109,7 +109,7 @@ func (c *variable) append(v []byte) error {
 		c.addNull()
 		return nil
 	}
-	if c.checkUTF8 && !utf8.Valid(v) {
+	if c.isText && !utf8.Valid(v) {
 		return &misfit{"text that is not UTF-8"}
 	}
 	c.data = append(c.data, v...)

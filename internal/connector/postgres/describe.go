@@ -131,14 +131,12 @@ func (db *database) describe(ctx context.Context, c *conn, sql string) (*descrip
 	if err := db.types.load(ctx, c, oids); err != nil {
 		return nil, err
 	}
-	desc := newDescription(sd, db.planner(c), nil)
+	desc := newDescription(sd, db.planner(), nil)
 	db.descs.put(sql, desc)
 	return desc, nil
 }
 
-func (db *database) planner(c *conn) planner {
-	return planner{types: db.types.find, checkUTF8: c.pg.ParameterStatus("server_encoding") == "SQL_ASCII"}
-}
+func (db *database) planner() planner { return planner{types: db.types.find} }
 
 // typeCache is what was read from the server's catalogue of types. A type's identifier
 // is not used again for another type, short of four billion of them.

@@ -37,8 +37,8 @@
 // Some values have no counterpart in the Arrow type of their column: NaN in a
 // decimal, infinite dates and timestamps and those after the year 294246, intervals of
 // more than 292 years of microseconds, the time 24:00:00, arrays of several dimensions
-// or with a lower bound other than 1, bytes that are not UTF-8 from a database
-// without an encoding. Such a column comes as utf8 (the last case: binary), with
+// or with a lower bound other than 1, text that is not UTF-8 because the query
+// changed client_encoding. Such a column comes as utf8 (the last case: binary), with
 // the metadata "postgres.text" saying why. If the first such value comes after rows
 // have gone out, the query ends in an error that names column and value, and the
 // column comes as text when the query is run again. No value is ever changed.

@@ -17,7 +17,7 @@ const oidUUID = 2950
 // encodeParam gives a value as Bind takes it: as text, which the server converts to
 // whatever type it found for the parameter, or raw where bytes are wanted.
 func encodeParam(arr arrow.Array, i int, oid uint32) (v []byte, format int16, err error) {
-	if arr.IsNull(i) {
+	if arr.DataType().ID() == arrow.NULL || arr.IsNull(i) {
 		return nil, formatText, nil
 	}
 	if b, ok := bytesOf(arr, i); ok && (oid == oidBytea || oid == oidUUID && len(b) == 16) {
@@ -61,7 +61,11 @@ func paramText(arr arrow.Array, i int, oid uint32) (string, error) {
 		return a.Value(i), nil
 	case *array.StringView:
 		return a.Value(i), nil
-	case *array.Decimal32, *array.Decimal64, *array.Decimal128, *array.Decimal256:
+	case *array.Decimal128:
+		return a.Value(i).ToString(a.DataType().(arrow.DecimalType).GetScale()), nil
+	case *array.Decimal256:
+		return a.Value(i).ToString(a.DataType().(arrow.DecimalType).GetScale()), nil
+	case *array.Decimal32, *array.Decimal64:
 		return arr.ValueStr(i), nil
 	case *array.Dictionary:
 		return paramText(a.Dictionary(), a.GetValueIndex(i), oid)

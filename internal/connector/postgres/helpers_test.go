@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/apache/arrow-go/v18/arrow"
-	"github.com/apache/arrow-go/v18/arrow/array"
 
 	"github.com/sluice-gateway/sluice/internal/connector"
 	"github.com/sluice-gateway/sluice/internal/core"
@@ -141,4 +140,4 @@ func listenLocal(t testing.TB) net.Listener {
 	return l
 }
 
-var _ array.RecordReader = (*reader)(nil)
+func portOf(l net.Listener) string { return strconv.Itoa(l.Addr().(*net.TCPAddr).Port) }

@@ -30,7 +30,7 @@ func (b *binder) setRecord(rec arrow.RecordBatch) {
 	b.close()
 	if rec != nil {
 		rec.Retain()
-		*b = binder{recs: []arrow.RecordBatch{rec}, bound: true, keep: true}
+		*b = binder{recs: []arrow.RecordBatch{rec}, bound: true}
 	}
 }
 
@@ -38,7 +38,7 @@ func (b *binder) setStream(rr array.RecordReader) {
 	b.close()
 	if rr != nil {
 		rr.Retain()
-		*b = binder{stream: rr, bound: true, keep: true}
+		*b = binder{stream: rr, bound: true}
 	}
 }
 
@@ -50,6 +50,17 @@ func (b *binder) close() {
 		b.stream.Release()
 	}
 	*b = binder{}
+}
+
+// share returns a binder of the same rows for one execution, which closes it.
+func (b *binder) share() *binder {
+	for _, r := range b.recs {
+		r.Retain()
+	}
+	if b.stream != nil {
+		b.stream.Retain()
+	}
+	return &binder{recs: append([]arrow.RecordBatch(nil), b.recs...), stream: b.stream, keep: true, bound: b.bound}
 }
 
 // rewind starts over. A stream that was partly given out and forgotten goes on.

@@ -41,10 +41,12 @@ type run struct {
 	desc   *description
 	sql    string
 	params *binder
-	ctx    context.Context
-	stop   func() bool // ends the watch over ctx
-	p      *pgconn.Pipeline
-	cols   []column
+	// ownsParams is set once a reader has the run, which closes them then.
+	ownsParams bool
+	ctx        context.Context
+	stop       func() bool // ends the watch over ctx
+	p          *pgconn.Pipeline
+	cols       []column
 
 	rr       *pgconn.ResultReader // the result being read
 	pending  int                  // results of this group that are to come
@@ -292,6 +294,9 @@ func (x *run) drain() error {
 // end gives the connection back: to the pool if the server has answered everything
 // and the session is being reset, else it is ended, and the statement with it.
 func (x *run) end(err error) {
+	if x.ownsParams {
+		x.params.close()
+	}
 	x.learn(err)
 	untouched := x.stop()
 	if untouched && !leavesTraces(x.sql) && x.settle(err) == nil {
@@ -305,9 +310,12 @@ func (x *run) end(err error) {
 // learn remembers that a column has values that its type does not hold.
 func (x *run) learn(err error) {
 	var m *columnMisfit
-	if errors.As(err, &m) && len(x.sql) <= maxDescribedSQL {
+	if !errors.As(err, &m) || len(x.sql) > maxDescribedSQL {
+		return
+	}
+	if _, already := x.desc.text[m.col]; !already {
 		x.learnt = true
-		x.db.descs.put(x.sql, x.desc.withText(m.col, m.what, x.db.planner(x.c)))
+		x.db.descs.put(x.sql, x.desc.withText(m.col, m.what, x.db.planner()))
 	}
 }
 

@@ -104,6 +104,9 @@ func (s *statement) ExecuteQuery(ctx context.Context) (array.RecordReader, int64
 		}
 		if err == io.EOF {
 			x.end(nil)
+		} else {
+			x.params.forget()
+			x.ownsParams = true
 		}
 		r = newReader(x, cancel, first, err == io.EOF)
 		return nil
@@ -152,48 +155,50 @@ func (s *statement) attempts(ctx context.Context, consume func(*run, context.Can
 		return err
 	}
 	s.connect, s.execute = 0, 0
+	params := s.params.share()
 	for left := 3; ; left-- {
-		again, err := s.attempt(ctx, left > 0, consume)
-		if err == nil {
-			s.params.forget()
+		x, again, err := s.attempt(ctx, params, left > 0, consume)
+		if again {
+			params.rewind()
+			continue
 		}
-		if !again {
-			return err
+		if x == nil || !x.ownsParams {
+			params.close()
 		}
-		s.params.rewind()
+		return err
 	}
 }
 
 // attempt runs the statement once. again asks for another attempt, if there may be one.
-func (s *statement) attempt(ctx context.Context, more bool, consume func(*run, context.CancelFunc) error) (again bool, err error) {
+func (s *statement) attempt(ctx context.Context, params *binder, more bool, consume func(*run, context.CancelFunc) error) (x *run, again bool, err error) {
 	ctx, cancel := s.db.queryContext(ctx)
 	c, dialled, err := s.db.pool.acquire(ctx)
 	if err != nil {
 		cancel()
-		return false, err
+		return nil, false, err
 	}
 	s.connect += dialled
 	start := time.Now()
-	x, err := s.start(ctx, c)
+	x, err = s.start(ctx, c, params)
 	x.pooled = dialled == 0
 	if err == nil {
 		err = consume(x, cancel)
 	}
 	s.execute = time.Since(start)
 	if err == nil {
-		return false, nil // consume has ended the run, or handed it on
+		return x, false, nil // consume has ended the run, or handed it on
 	}
 	defer cancel()
 	x.end(err)
 	if x.again(err) && (more || x.learnt) { // there is an end to the columns
-		return true, nil
+		return x, true, nil
 	}
-	return false, x.userError(err)
+	return x, false, x.userError(err)
 }
 
 // start describes the statement, unless that is known, and sends it. On a writable
 // source it asks each time: there, to find out by running it would be too late.
-func (s *statement) start(ctx context.Context, c *conn) (*run, error) {
+func (s *statement) start(ctx context.Context, c *conn, params *binder) (*run, error) {
 	desc := s.db.descs.get(s.sql)
 	if desc == nil || !s.db.cfg.readOnly {
 		now, err := s.db.describe(ctx, c, s.sql)
@@ -202,7 +207,7 @@ func (s *statement) start(ctx context.Context, c *conn) (*run, error) {
 		}
 		desc = now
 	}
-	return s.db.begin(ctx, c, s.sql, desc, &s.params)
+	return s.db.begin(ctx, c, s.sql, desc, params)
 }
 
 // again decides about another attempt after an error before the first batch, and

@@ -110,7 +110,7 @@ func (db *database) tableSchemas(ctx context.Context, c *conn, filter tableFilte
 	}
 	fields := map[string][]arrow.Field{}
 	for i, r := range rows {
-		f := db.planner(c).column(text(r[1]), oids[i], number[int32](text(r[3])), "").field
+		f := db.planner().column(text(r[1]), oids[i], number[int32](text(r[3])), "").field
 		f.Nullable = text(r[4]) != "t"
 		fields[text(r[0])] = append(fields[text(r[0])], f)
 	}

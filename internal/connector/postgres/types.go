@@ -50,8 +50,8 @@ type builtin struct {
 	col  func() column
 }
 
-func textColumn() column   { return newVariable(arrow.BinaryTypes.String, false) }
-func binaryColumn() column { return newVariable(arrow.BinaryTypes.Binary, false) }
+func textColumn() column   { return newVariable(arrow.BinaryTypes.String) }
+func binaryColumn() column { return newVariable(arrow.BinaryTypes.Binary) }
 
 var (
 	timestampUS  = &arrow.TimestampType{Unit: arrow.Microsecond}
@@ -122,8 +122,6 @@ type plan struct {
 // planner makes plans out of what the server says about columns.
 type planner struct {
 	types catalogue
-	// checkUTF8 is set for databases without an encoding (SQL_ASCII).
-	checkUTF8 bool
 }
 
 // column plans one column. why is empty, or the reason to ask for it as text.
@@ -157,7 +155,7 @@ func (p planner) ofType(oid uint32, typmod int32) plan {
 	}
 	b := builtins[oid]
 	if b.dt == nil || b.dt.ID() == arrow.STRING {
-		pl := plan{field: arrow.Field{Type: arrow.BinaryTypes.String}, format: formatText, col: p.newText}
+		pl := plan{field: arrow.Field{Type: arrow.BinaryTypes.String}, format: formatText, col: textColumn}
 		if b.dt != nil {
 			pl.format = formatBinary // the same bytes, and cheaper in arrays
 		}
@@ -166,14 +164,12 @@ func (p planner) ofType(oid uint32, typmod int32) plan {
 	return plan{field: arrow.Field{Type: b.dt}, format: formatBinary, col: b.col}
 }
 
-func (p planner) newText() column { return newVariable(arrow.BinaryTypes.String, p.checkUTF8) }
-
 // list plans an array: in binary if its elements come in binary, else as text that is
 // split here.
 func (p planner) list(elem uint32, typmod int32, delim byte) plan {
 	el := p.ofType(elem, typmod)
 	if el.field.Type.ID() == arrow.LIST { // an array of a domain over an array
-		el = plan{field: arrow.Field{Type: arrow.BinaryTypes.String}, format: formatText, col: p.newText}
+		el = plan{field: arrow.Field{Type: arrow.BinaryTypes.String}, format: formatText, col: textColumn}
 	}
 	el.field.Name, el.field.Nullable = "item", true
 	split := splitBinary
@@ -239,6 +235,7 @@ func numericModifier(typmod int32) (precision, scale int32, ok bool) {
 
 // typeName is the name for people: as in the catalogue, with the modifier and [].
 func (p planner) typeName(oid uint32, typmod int32) string {
+	oid, typmod = p.resolve(oid, typmod)
 	if elem, _ := p.element(oid); elem != 0 {
 		return p.typeName(elem, typmod) + "[]"
 	}
@@ -267,7 +264,7 @@ func modifierText(oid uint32, typmod int32) string {
 
 // parameterSchema names the parameters as SQL does.
 func (db *database) parameterSchema(d *description) *arrow.Schema {
-	p := planner{types: db.types.find}
+	p := db.planner()
 	var fields []arrow.Field
 	for i, oid := range d.params {
 		fields = append(fields, p.column(fmt.Sprintf("$%d", i+1), oid, -1, "").field)
