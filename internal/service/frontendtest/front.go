@@ -7,6 +7,7 @@ package frontendtest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -40,6 +41,7 @@ type Answer struct {
 	Then              error // in place of io.EOF
 	// Block keeps the result open after its last byte, until the context ends.
 	Block    bool
+	Panic    bool // the call ends in a panic
 	Prepared memberapi.PrepareResponse
 }
 
@@ -192,6 +194,10 @@ func (f *Front) begin(ctx context.Context, source, key string) (*service.Result,
 	case !ok:
 		a.Err = &errs.Error{Class: errs.Source, Message: "syntax error at or near \"" + key + "\"", SQLState: "42601", Position: 1, Step: errs.StepExecute}
 	}
+	if a.Panic {
+		f.finished[id] = errors.New("panic")
+		panic("the fake was told to panic")
+	}
 	if a.Err != nil {
 		f.finished[id] = a.Err
 		return nil, &service.QueryError{QueryID: id, Err: errs.As(a.Err)}
@@ -235,6 +241,9 @@ func (f *Front) Prepare(ctx context.Context, in service.QueryInput) (memberapi.P
 	a, ok := f.answers[in.SQL]
 	if !ok {
 		return memberapi.PrepareResponse{}, &errs.Error{Class: errs.Source, Message: "syntax error", SQLState: "42601", Step: errs.StepExecute}
+	}
+	if a.Panic {
+		panic("the fake was told to panic")
 	}
 	return a.Prepared, a.Err
 }

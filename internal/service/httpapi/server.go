@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/service/signin"
 )
 
 // ServerOptions say where a Server listens.
@@ -84,30 +85,11 @@ func Listen(opts ServerOptions) (*Server, error) {
 	return s, nil
 }
 
-// CheckAddress refuses an address that would carry tokens in the clear. Every front
-// end keeps to it.
-func CheckAddress(address string, encrypted, allowInsecure bool) error {
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return errs.New(errs.Invalid, "%q is not an address to listen on, such as 127.0.0.1:8480: %w", address, err)
-	}
-	ip := net.ParseIP(host)
-	if encrypted || allowInsecure || host == "localhost" || ip != nil && ip.IsLoopback() {
-		return nil
-	}
-	return errs.New(errs.Invalid, "%s is not a loopback address, and tokens would cross the network in the clear", address).
-		WithHint("give a TLS certificate and key, listen on 127.0.0.1, or say that something in front encrypts")
-}
-
 func listenTCP(opts ServerOptions) (net.Listener, error) {
-	if err := CheckAddress(opts.Address, opts.TLS != nil, opts.AllowInsecure); err != nil {
+	if err := signin.CheckAddress(opts.Address, opts.TLS != nil, opts.AllowInsecure); err != nil {
 		return nil, err
 	}
-	l, err := net.Listen("tcp", opts.Address)
-	if err != nil {
-		return nil, listenError(opts.Address, err)
-	}
-	return l, nil
+	return signin.Listen("tcp", opts.Address)
 }
 
 // listenUnix binds a socket for its owner. A socket that a dead process left is
@@ -115,29 +97,21 @@ func listenTCP(opts ServerOptions) (net.Listener, error) {
 func listenUnix(path string) (net.Listener, error) {
 	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		conn.Close()
-		return nil, listenError(path, syscall.EADDRINUSE)
+		return nil, signin.ListenError(path, syscall.EADDRINUSE)
 	} else if errors.Is(err, syscall.ECONNREFUSED) {
 		if info, err := os.Lstat(path); err == nil && info.Mode().Type() == os.ModeSocket {
 			_ = os.Remove(path) // Listen reports what stands in the way
 		}
 	}
-	l, err := net.Listen("unix", path)
+	l, err := signin.Listen("unix", path)
 	if err != nil {
-		return nil, listenError(path, err)
+		return nil, err
 	}
 	if err := os.Chmod(path, 0o600); err != nil {
 		l.Close()
-		return nil, listenError(path, err)
+		return nil, signin.ListenError(path, err)
 	}
 	return l, nil
-}
-
-func listenError(where string, err error) error {
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return errs.New(errs.Conflict, "%s is in use: %w", where, err).
-			WithHint("another sluice may be running on this machine: stop it, or choose other addresses")
-	}
-	return errs.New(errs.Unavailable, "listen on %s: %w", where, err)
 }
 
 // Addr is the TCP address, nil without one.

@@ -1,0 +1,545 @@
+package service
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/config"
+	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/fleet"
+	"github.com/sluice-gateway/sluice/internal/hostapi"
+	"github.com/sluice-gateway/sluice/internal/memberapi"
+	"github.com/sluice-gateway/sluice/internal/seal"
+	"github.com/sluice-gateway/sluice/internal/store/sqlite"
+	"github.com/sluice-gateway/sluice/internal/wire"
+)
+
+const password = "correct-horse-battery"
+
+// rig is a service on a real store, with a host that obeys at once and a member that
+// the test plays as an HTTP handler.
+type rig struct {
+	t     *testing.T
+	dir   string
+	svc   *Service
+	fleet *fleet.Fleet
+	ctx   context.Context
+
+	mu      sync.Mutex
+	handler http.HandlerFunc
+}
+
+// RoundTripper implements Tunnels: requests go to the rig's handler over real HTTP.
+func (r *rig) RoundTripper(string, int64) (http.RoundTripper, error) {
+	return &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) {
+		a, b := net.Pipe()
+		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			r.mu.Lock()
+			h := r.handler
+			r.mu.Unlock()
+			h(w, req)
+		}), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
+		go func() { _ = srv.Serve(&oneConn{conn: b}) }()
+		return a, nil
+	}}, nil
+}
+
+// oneConn is a listener that accepts one connection.
+type oneConn struct {
+	mu   sync.Mutex
+	conn net.Conn
+}
+
+func (l *oneConn) Accept() (net.Conn, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.conn == nil {
+		return nil, net.ErrClosed
+	}
+	c := l.conn
+	l.conn = nil
+	return c, nil
+}
+func (l *oneConn) Close() error   { return nil }
+func (l *oneConn) Addr() net.Addr { return &net.UnixAddr{Name: "test"} }
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	r := &rig{t: t, dir: t.TempDir()}
+	log := slog.New(slog.DiscardHandler)
+	st, err := sqlite.Open(context.Background(), sqlite.Options{Path: filepath.Join(r.dir, "s.db"), Logger: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealer, err := seal.OpenKeyFile(filepath.Join(r.dir, "seal.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.fleet, err = fleet.New(context.Background(), fleet.Options{
+		Store: st, Logger: log, Disconnect: func(string, int64) {}, DrainTimeout: 200 * time.Millisecond,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.svc, err = New(context.Background(), Options{Store: st, Sealer: sealer, Tunnels: r, Fleet: r.fleet, Logger: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		r.svc.Close()
+		r.fleet.Close()
+		st.Close()
+	})
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	t.Cleanup(cancel)
+	r.ctx = core.WithPrincipal(ctx, core.Principal{Tenant: core.DefaultTenant, Name: "ann", Role: core.RoleAdmin})
+	return r
+}
+
+// host plays a host that makes every goal state true at once.
+func (r *rig) host() {
+	a, b := net.Pipe()
+	go func() { _ = r.fleet.ServeHost(context.Background(), "h", b) }()
+	go func() {
+		for {
+			var msg hostapi.ToHost
+			if wire.Read(a, &msg, 0) != nil {
+				return
+			}
+			if msg.Goal == nil {
+				continue
+			}
+			report := core.HostReport{Host: "h", Version: msg.Goal.Version, Complete: true}
+			for _, m := range msg.Goal.Members {
+				report.Members = append(report.Members, core.ObservedMember{ID: m.ID, Generation: m.Generation, Present: true, Running: true})
+				r.fleet.TunnelUp(m.ID, m.Generation)
+			}
+			if wire.Write(a, hostapi.ToService{Report: &report}) != nil {
+				return
+			}
+		}
+	}()
+	r.t.Cleanup(func() { a.Close() })
+	for len(r.fleet.Hosts()) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// example returns the documents of examples/corp.
+func example(t *testing.T) []Document {
+	t.Helper()
+	res, err := config.Load(config.Options{LookupEnv: func(string) (string, bool) { return password, true }}, "../../examples/corp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var docs []Document
+	for _, d := range res.Documents {
+		docs = append(docs, Document{Kind: d.Kind, Spec: d.JSON})
+	}
+	return docs
+}
+
+func doc(kind core.Kind, spec string) Document {
+	return Document{Kind: kind, Spec: json.RawMessage(spec)}
+}
+
+func (r *rig) apply(docs ...Document) []Applied {
+	r.t.Helper()
+	out, err := r.svc.Apply(r.ctx, docs, false)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return out
+}
+
+func TestApplyTwice(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	for _, a := range r.apply(example(t)...) {
+		if a.Change != core.Created {
+			t.Errorf("first apply: %+v", a)
+		}
+	}
+	for _, a := range r.apply(example(t)...) {
+		if a.Change != core.Unchanged {
+			t.Errorf("second apply: %+v", a)
+		}
+	}
+	docs := example(t)
+	for i := range docs {
+		docs[i].Spec = bytes.ReplaceAll(docs[i].Spec, []byte(password), []byte("another"))
+	}
+	for _, a := range r.apply(docs...) {
+		want := core.Unchanged
+		if a.Kind == core.KindDataSource {
+			want = core.Updated
+		}
+		if a.Change != want {
+			t.Errorf("with another password: %+v, want %s", a, want)
+		}
+	}
+}
+
+func TestApplyIsAllOrNothing(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	docs := append(example(t), doc(core.KindGateway, `{"name":"bad","vnet":"nowhere","subnet":"x"}`))
+	_, err := r.svc.Apply(r.ctx, docs, false)
+	var refused *ApplyError
+	if !errors.As(err, &refused) || refused.Problems[0].Object != "Gateway/bad" {
+		t.Fatalf("got %v, want a problem of Gateway/bad", err)
+	}
+	for _, k := range core.Kinds() {
+		if views, err := r.svc.List(r.ctx, string(k)); err != nil || len(views) != 0 {
+			t.Errorf("%s: %d objects, %v; want none", k, len(views), err)
+		}
+	}
+}
+
+func TestDryRunChangesNothing(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	out, err := r.svc.Apply(r.ctx, example(t), true)
+	if err != nil || len(out) != 8 || out[0].Change != core.Created {
+		t.Fatalf("got %v, %v", out, err)
+	}
+	if views, _ := r.svc.List(r.ctx, "Gateway"); len(views) != 0 {
+		t.Errorf("%d gateways exist after a dry run", len(views))
+	}
+}
+
+// TestPasswordIsNowhere looks for the password in every answer and every file.
+func TestPasswordIsNowhere(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.apply(example(t)...)
+	for _, k := range core.Kinds() {
+		views, err := r.svc.List(r.ctx, string(k))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := json.Marshal(views)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(b, []byte(password)) {
+			t.Errorf("the password is in the answer for %s", k)
+		}
+	}
+	files, _ := filepath.Glob(filepath.Join(r.dir, "*"))
+	if len(files) < 2 {
+		t.Fatalf("files %v: the store must be among them", files)
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(b, []byte(password)) {
+			t.Errorf("the password is in %s in the clear", f)
+		}
+	}
+}
+
+func TestUpdateWithoutPasswordKeepsIt(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.apply(example(t)...)
+	r.apply(doc(core.KindDataSource, `{"name":"orders","gateway":"corp-bi","type":"postgres",
+		"parameters":{"host":"orders.corp.internal","database":"other"},"credentials":{"kind":"basic","username":"report"}}`))
+	tgt, err := r.svc.target(r.ctx, core.DefaultTenant, "orders")
+	if err != nil || tgt.source.Password != password || tgt.source.Parameters["database"] != "other" {
+		t.Errorf("got %+v, %v; want the changed parameters with the password kept", tgt.source.Parameters, err)
+	}
+}
+
+func TestDeleteWhatIsInUse(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.apply(example(t)...)
+	err := r.svc.Delete(r.ctx, "VirtualNetwork", "corp", false)
+	if errs.ClassOf(err) != errs.Conflict || !strings.Contains(fmt.Sprint(err), "Gateway/corp-bi") {
+		t.Errorf("got %v, want a conflict that names the gateway", err)
+	}
+	if err := r.svc.Delete(r.ctx, "DataSource", "orders", false); err != nil {
+		t.Error(err)
+	}
+	if err := r.svc.Delete(r.ctx, "DataSource", "orders", false); errs.ClassOf(err) != errs.NotFound {
+		t.Errorf("deleting it again: %v, want not found", err)
+	}
+	if err := r.svc.Delete(r.ctx, "Member", "m", false); errs.ClassOf(err) != errs.Invalid {
+		t.Errorf("deleting a member: %v, want invalid", err)
+	}
+}
+
+func TestSubnetUnderAMemberStays(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.apply(example(t)...)
+	r.host()
+	if err := r.svc.Wake(r.ctx, "corp-bi"); err != nil {
+		t.Fatal(err)
+	}
+	docs := example(t)
+	for i := range docs {
+		docs[i].Spec = bytes.ReplaceAll(docs[i].Spec, []byte("10.20.0.0/24"), []byte("10.20.7.0/24"))
+	}
+	if _, err := r.svc.Apply(r.ctx, docs, false); errs.ClassOf(err) != errs.Conflict {
+		t.Fatalf("moving the subnet: %v, want a conflict", err)
+	}
+	if err := r.svc.Pause(r.ctx, "corp-bi"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.svc.Apply(r.ctx, docs, false); err != nil {
+		t.Fatalf("moving the subnet of a paused gateway: %v", err)
+	}
+}
+
+func TestNoPrincipalNoAnswer(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ctx := context.Background()
+	_, applyErr := r.svc.Apply(ctx, nil, false)
+	_, getErr := r.svc.Get(ctx, "Gateway", "x")
+	_, listErr := r.svc.List(ctx, "Gateway")
+	_, queryErr := r.svc.Query(ctx, QueryInput{Source: "orders"})
+	_, prepareErr := r.svc.Prepare(ctx, QueryInput{Source: "orders"})
+	_, metaErr := r.svc.Metadata(ctx, "orders", memberapi.MetadataRequest{})
+	_, testErr := r.svc.TestDataSource(ctx, "orders")
+	_, checkErr := r.svc.Check(ctx, CheckInput{})
+	_, recErr := r.svc.QueryRecord(ctx, "q")
+	_, recsErr := r.svc.QueryRecords(ctx, "", 0)
+	for name, err := range map[string]error{
+		"apply": applyErr, "get": getErr, "list": listErr, "query": queryErr, "prepare": prepareErr, "metadata": metaErr,
+		"test": testErr, "check": checkErr, "record": recErr, "records": recsErr,
+		"delete": r.svc.Delete(ctx, "Gateway", "x", true), "wake": r.svc.Wake(ctx, "x"),
+		"pause": r.svc.Pause(ctx, "x"), "restart": r.svc.Restart(ctx, "x"),
+	} {
+		if errs.ClassOf(err) != errs.Unauthenticated {
+			t.Errorf("%s without a principal: %v", name, err)
+		}
+	}
+}
+
+func TestTenantsDoNotMeet(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.apply(example(t)...)
+	other := core.WithPrincipal(r.ctx, core.Principal{Tenant: "other", Name: "bob", Role: core.RoleAdmin})
+	if views, err := r.svc.List(other, "Gateway"); err != nil || len(views) != 0 {
+		t.Errorf("another tenant sees %d gateways, %v", len(views), err)
+	}
+	if _, err := r.svc.Query(other, QueryInput{Source: "orders", SQL: "select 1"}); errs.ClassOf(err) != errs.NotFound {
+		t.Errorf("another tenant queries: %v, want not found", err)
+	}
+}
+
+func TestFirstTokenOnce(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	token, err := r.svc.FirstToken(r.ctx)
+	if err != nil || !strings.HasPrefix(token.Reveal(), tokenPrefix) {
+		t.Fatalf("got %v, %v", token, err)
+	}
+	if again, err := r.svc.FirstToken(r.ctx); err != nil || !again.IsZero() {
+		t.Errorf("a second token was made: %v", err)
+	}
+	p, err := r.svc.Authenticate(r.ctx, token.Reveal())
+	if err != nil || p.Role != core.RoleAdmin {
+		t.Errorf("got %+v, %v", p, err)
+	}
+	if _, err := r.svc.Authenticate(r.ctx, token.Reveal()+"x"); errs.ClassOf(err) != errs.Unauthenticated {
+		t.Errorf("a wrong token: %v", err)
+	}
+	for _, name := range []string{"s.db", "s.db-wal"} {
+		if b, err := os.ReadFile(filepath.Join(r.dir, name)); err == nil && bytes.Contains(b, []byte(token.Reveal())) {
+			t.Errorf("the token is in %s in the clear", name)
+		}
+	}
+}
+
+// answer plays a member's answer to a query.
+type answer struct {
+	status  int
+	body    []byte
+	trailer map[string]string
+	abort   bool
+}
+
+func (r *rig) member(a answer) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.handler = func(w http.ResponseWriter, req *http.Request) {
+		_, _ = io.Copy(io.Discard, req.Body)
+		w.Header().Set("Trailer", strings.Join([]string{memberapi.TrailerStatus, memberapi.TrailerError, memberapi.TrailerStats}, ","))
+		w.WriteHeader(a.status)
+		_, _ = w.Write(a.body)
+		if a.abort {
+			panic(http.ErrAbortHandler)
+		}
+		for k, v := range a.trailer {
+			w.Header().Set(k, v)
+		}
+	}
+}
+
+// TestOnlyWholeResultsEndWell holds the fifth promise at the service: whatever a
+// member's stream ends in, only the marker together with the status is an end.
+func TestOnlyWholeResultsEndWell(t *testing.T) {
+	t.Parallel()
+	frames := []byte("not decoded by the service")
+	whole := append(append([]byte{}, frames...), eosMarker...)
+	ok := map[string]string{memberapi.TrailerStatus: memberapi.StatusOK, memberapi.TrailerStats: `{"rows":7}`}
+	failed := map[string]string{memberapi.TrailerStatus: "error", memberapi.TrailerError: `{"class":"source","message":"division by zero","step":"stream"}`}
+	for _, tt := range []struct {
+		name   string
+		answer answer
+		class  errs.Class // "" for a whole result
+		text   string
+	}{
+		{"whole", answer{200, whole, ok, false}, "", ""},
+		{"no trailer", answer{200, whole, nil, false}, errs.Unavailable, "without saying"},
+		{"no marker", answer{200, frames, ok, false}, errs.Unavailable, "without saying"},
+		{"marker, then an error", answer{200, whole, failed, false}, errs.Source, "division by zero"},
+		{"an error", answer{200, frames, failed, false}, errs.Source, "division by zero"},
+		{"the connection breaks", answer{200, whole, nil, true}, errs.Unavailable, "was lost"},
+		{"nothing at all", answer{200, nil, nil, false}, errs.Unavailable, "without saying"},
+		{"an early error", answer{422, []byte(`{"class":"source","message":"syntax error","step":"execute"}`), nil, false}, errs.Source, "syntax error"},
+		{"an early error without a reason", answer{500, []byte(`oops`), nil, false}, errs.Internal, "no reason"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			r.apply(example(t)...)
+			r.host()
+			r.member(tt.answer)
+			rec, err := r.query()
+			if tt.class == "" {
+				if err != nil || rec.State != core.QuerySucceeded || rec.Rows != 7 || rec.Bytes != int64(len(whole)) {
+					t.Fatalf("got %v, record %+v", err, rec)
+				}
+				return
+			}
+			if errs.ClassOf(err) != tt.class || !strings.Contains(fmt.Sprint(err), tt.text) {
+				t.Fatalf("got %v, want class %s with %q", err, tt.class, tt.text)
+			}
+			if rec.State != core.QueryFailed || rec.Error == "" {
+				t.Errorf("record %+v, want a failure with its reason", rec)
+			}
+		})
+	}
+}
+
+// query runs a query to its end and returns its record.
+func (r *rig) query() (core.Query, error) {
+	r.t.Helper()
+	res, err := r.svc.Query(r.ctx, QueryInput{Source: "orders", SQL: "select 1"})
+	if err != nil {
+		var q *QueryError
+		if !errors.As(err, &q) {
+			r.t.Fatalf("%v carries no query ID", err)
+		}
+		rec, recErr := r.svc.QueryRecord(r.ctx, q.QueryID)
+		if recErr != nil {
+			r.t.Fatal(recErr)
+		}
+		return rec, err
+	}
+	_, err = io.Copy(io.Discard, res.Body)
+	return res.Finish(err), err
+}
+
+func TestQueryIsRecordedWithItsPhases(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.apply(example(t)...)
+	r.host()
+	r.member(answer{200, eosMarker, map[string]string{
+		memberapi.TrailerStatus: memberapi.StatusOK, memberapi.TrailerStats: `{"rows":0,"connectNs":5000,"executeNs":7000}`,
+	}, false})
+	rec, err := r.query()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	var sum time.Duration
+	for _, p := range rec.Phases {
+		names = append(names, p.Name)
+		sum += p.Duration
+	}
+	want := []string{core.PhaseQueued, core.PhaseLeased, core.PhaseInjected, core.PhaseDialledBack, core.PhaseConnected, core.PhaseExecuted, core.PhaseStreamed}
+	if strings.Join(names, ",") != strings.Join(want, ",") {
+		t.Errorf("phases %v, want %v", names, want)
+	}
+	if total := rec.EndedAt.Sub(rec.StartedAt); sum > total+time.Millisecond {
+		t.Errorf("the phases sum up to %s, more than the whole %s", sum, total)
+	}
+	if rec.User != "ann" || !rec.Address.IsValid() || rec.Member == "" {
+		t.Errorf("record %+v lacks who, or where", rec)
+	}
+	all, err := r.svc.QueryRecords(r.ctx, "orders", 10)
+	if err != nil || len(all) != 1 || all[0].State != core.QuerySucceeded {
+		t.Errorf("the log holds %+v, %v", all, err)
+	}
+}
+
+func TestUnreachableSourceNamesTheRule(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	docs := example(t)
+	for i := range docs {
+		docs[i].Spec = bytes.ReplaceAll(docs[i].Spec, []byte(`"access":"Allow"`), []byte(`"access":"Deny"`))
+	}
+	r.apply(docs...)
+	r.host()
+	r.member(answer{503, []byte(`{"class":"unavailable","message":"connect to orders.corp.internal: timed out","step":"connect"}`), nil, false})
+	_, err := r.query()
+	if errs.ClassOf(err) != errs.Denied || !strings.Contains(fmt.Sprint(err), "denied by rule gateways/allow-postgres (100) at subnet gateways, outbound") {
+		t.Errorf("got %v, want the rule", err)
+	}
+}
+
+func TestClientThatGoesAwayIsRecorded(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.apply(example(t)...)
+	r.host()
+	r.mu.Lock()
+	r.handler = func(w http.ResponseWriter, req *http.Request) {
+		w.WriteHeader(200)
+		_, _ = w.Write([]byte("begin"))
+		_ = http.NewResponseController(w).Flush()
+		select {
+		case <-req.Context().Done():
+		case <-time.After(10 * time.Second):
+		}
+	}
+	r.mu.Unlock()
+	ctx, cancel := context.WithCancel(r.ctx)
+	res, err := r.svc.Query(ctx, QueryInput{Source: "orders", SQL: "select 1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(50*time.Millisecond, cancel)
+	_, err = io.Copy(io.Discard, res.Body)
+	if rec := res.Finish(err); rec.State != core.QueryCancelled {
+		t.Errorf("record %+v after %v, want cancelled", rec, err)
+	}
+	for uid, n := range r.fleet.InFlight("") {
+		t.Errorf("member %s still has %d queries in flight", uid, n)
+	}
+}
