@@ -55,6 +55,7 @@ type Host struct {
 	acted    int64
 	boxes    map[string]*box // by sandbox ID
 	ports    map[hostnet.PortKey]string
+	going    map[hostnet.PortKey]bool // taken out of the network, perhaps not gone yet
 	problems []string
 	known    bool // boxes were read from the runtime at least once
 	stale    bool // boxes must be read from the runtime again
@@ -92,7 +93,7 @@ func New(opts Options) *Host {
 	return &Host{
 		opts: opts, log: opts.Logger,
 		kick: make(chan struct{}, 1), say: make(chan struct{}, 1),
-		boxes: map[string]*box{}, stale: true,
+		boxes: map[string]*box{}, going: map[hostnet.PortKey]bool{}, stale: true,
 	}
 }
 

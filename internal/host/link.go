@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"io"
+	"iter"
+	"maps"
 	"net"
 	"sync"
 	"time"
 
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/hostapi"
+	"github.com/sluice-gateway/sluice/internal/hostnet"
 	"github.com/sluice-gateway/sluice/internal/wire"
 )
 
@@ -119,9 +122,12 @@ func (h *Host) report() core.HostReport {
 		}
 		r.Members = append(r.Members, o)
 	}
-	for k := range h.ports {
-		if !withBox[sandboxID(k.Member, k.Generation)] {
-			r.Members = append(r.Members, core.ObservedMember{ID: k.Member, Generation: k.Generation, Present: true})
+	for _, ports := range []iter.Seq[hostnet.PortKey]{maps.Keys(h.ports), maps.Keys(h.going)} {
+		for k := range ports {
+			if id := sandboxID(k.Member, k.Generation); !withBox[id] {
+				withBox[id] = true
+				r.Members = append(r.Members, core.ObservedMember{ID: k.Member, Generation: k.Generation, Present: true})
+			}
 		}
 	}
 	return r

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strconv"
 	"time"
 
@@ -31,6 +32,9 @@ const (
 	startTimeout = 30 * time.Second
 	stopTimeout  = 60 * time.Second
 )
+
+// lingerRecheck is when a teardown that is not complete is looked at again.
+const lingerRecheck = 20 * time.Millisecond
 
 func (h *Host) reconcileLoop(ctx context.Context) {
 	recheck := time.NewTicker(h.opts.Recheck)
@@ -71,6 +75,7 @@ func (h *Host) reconcile(ctx context.Context) {
 		return
 	}
 	h.takeStatus(goal, status, err)
+	h.seeGone(ctx)
 	h.startWanted(ctx, want, time.Since(begun))
 }
 
@@ -201,12 +206,43 @@ func (h *Host) takeStatus(goal *core.GoalState, status hostnet.Status, err error
 	for _, p := range problems {
 		h.log.Warn("the network is not as it should be", "problem", p)
 	}
+	for k := range h.ports {
+		if _, ok := status.Ports[k]; !ok {
+			h.going[k] = true
+		}
+	}
 	h.problems, h.ports, h.acted = problems, status.Ports, goal.Version
 	tunnels := map[netip.Addr]bool{}
 	for _, m := range goal.Members {
 		tunnels[m.TunnelAddress] = true
 	}
 	h.tunnels.Store(&tunnels)
+}
+
+// seeGone asks the machine whether the ports that were taken out are gone: until then
+// they are reported as present, because a teardown counts only when it is complete.
+func (h *Host) seeGone(ctx context.Context) {
+	h.mu.Lock()
+	none := len(h.going) == 0
+	h.mu.Unlock()
+	if none {
+		return
+	}
+	items, err := h.opts.Network.Inventory(ctx)
+	if err != nil {
+		h.log.Warn("what exists on the machine can't be listed", "error", err)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for k := range h.going {
+		why := fmt.Sprintf("member %s generation %d", k.Member, k.Generation)
+		if err == nil && !slices.ContainsFunc(items, func(it hostnet.Item) bool { return it.Why == why }) {
+			delete(h.going, k)
+		}
+	}
+	if len(h.going) > 0 {
+		time.AfterFunc(lingerRecheck, func() { poke(h.kick) })
+	}
 }
 
 // startWanted begins to start every member that has a network and no sandbox.

@@ -61,7 +61,7 @@ type Problem struct {
 type Item struct {
 	Type string // "namespace", "veth", "nftables table", "listener", "sysctl"
 	Name string
-	Why  string // "VirtualNetwork corp", "member m-… of gateway corp-bi"
+	Why  string // "VirtualNetwork corp"; for all of a port "member ID generation N", exactly
 }
 
 // Network makes the machine's networking equal to a Config. Its methods may be
