@@ -1,0 +1,174 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/sluice-gateway/sluice/client"
+)
+
+// The ways of asking a short query.
+const (
+	prepared = "Flight SQL, prepared"
+	plain    = "Flight SQL"
+	overHTTP = "HTTP"
+	direct   = "pgx direct"
+	bySSH    = "pgx by ssh -R"
+)
+
+const shortQuery = "select 1"
+
+// clientCounts are how many ask at once; the first is the one that "adds" is about.
+func clientCounts() []int { return []int{1, 16} }
+
+// short asks the shortest query, again and again.
+func short(ctx context.Context, e *env) (*result, error) {
+	if err := e.gateway(ctx, "wake"); err != nil {
+		return nil, err
+	}
+	tunnel, err := startSSH(ctx, e.pg.Port)
+	if err != nil {
+		return nil, fmt.Errorf("ssh -R: %w", err)
+	}
+	defer tunnel.stop()
+	openers := []struct {
+		name string
+		open opener
+	}{
+		{prepared, e.openPrepared}, {direct, openPgx(e.pg.ConnString())}, {plain, e.openPlain},
+		{bySSH, openPgx(e.pg.ConnString() + fmt.Sprintf(" port=%d", tunnel.port))}, {overHTTP, e.openHTTP},
+	}
+	s := &samples{}
+	for _, clients := range clientCounts() {
+		var ways []way
+		for _, o := range openers {
+			ways = append(ways, way{name: o.name, run: func(ctx context.Context) error {
+				l, err := load(ctx, o.open, clients, e.scale.ShortQueries*min(clients, 2))
+				if err != nil {
+					return err
+				}
+				name := series3(o.name, clients)
+				s.add(name.p50, "ms", quantile(l.latencies, 0.5))
+				s.add(name.p99, "ms", quantile(l.latencies, 0.99))
+				s.add(name.rate, "q/s", l.perSecond)
+				return nil
+			}})
+		}
+		if err := alternate(ctx, e.scale.ShortRounds, ways); err != nil {
+			return nil, err
+		}
+	}
+	return &result{Rows: shortRows(s), Samples: s.list}, nil
+}
+
+// names are those of the series of one way.
+type names struct{ p50, p99, rate string }
+
+func series3(way string, clients int) names {
+	base := fmt.Sprintf("%s, %d clients: ", way, clients)
+	return names{base + "p50", base + "p99", base + "rate"}
+}
+
+func shortRows(s *samples) (out []row) {
+	line := func(figure, this, base, baseName, unit string) row {
+		a, z := s.of(this), s.of(base)
+		return row{Figure: "short: " + figure, This: quantity{Value: median(a), Unit: unit}, Runs: len(a)}.
+			against(quantity{median(z), unit, baseName}, ratio(a, z))
+	}
+	ours := []string{prepared, plain, overHTTP}
+	for _, w := range ours { // one client: what the way through Sluice adds
+		this, base := series3(w, 1), series3(direct, 1)
+		adds := median(each(func(a, b float64) float64 { return a - b }, s.of(this.p50), s.of(base.p50)))
+		r := line(w+", 1 client, p50", this.p50, base.p50, direct, "ms")
+		out = append(out, r.goal(fmt.Sprintf("adds ≤ 0.5 ms: %s", number(adds)), adds <= 0.5),
+			line(w+", 1 client, p99", this.p99, base.p99, direct, "ms"))
+	}
+	out = append(out, line(bySSH+", 1 client, p50", series3(bySSH, 1).p50, series3(direct, 1).p50, direct, "ms"))
+	for _, w := range ours { // many: against what people use to get in today
+		this, base := series3(w, 16), series3(bySSH, 16)
+		p50, rate := line(w+", 16 clients, p50", this.p50, base.p50, bySSH, "ms"), line(w+", 16 clients, rate", this.rate, base.rate, bySSH, "q/s")
+		out = append(out, p50.goal("< 1", *p50.Ratio < 1), line(w+", 16 clients, p99", this.p99, base.p99, bySSH, "ms"),
+			rate.goal("> 1", *rate.Ratio > 1))
+	}
+	return append(out, line(bySSH+", 16 clients, rate", series3(bySSH, 16).rate, series3(direct, 16).rate, direct, "q/s"))
+}
+
+func openPgx(connString string) opener {
+	return func(ctx context.Context) (ask, func(), error) {
+		conn, err := pgx.Connect(ctx, connString)
+		if err != nil {
+			return nil, nil, err
+		}
+		return func(ctx context.Context) error {
+			var one int
+			if err := conn.QueryRow(ctx, shortQuery).Scan(&one); err != nil {
+				return err
+			}
+			if one != 1 {
+				return errors.New("select 1 did not give 1")
+			}
+			return nil
+		}, func() { conn.Close(context.WithoutCancel(ctx)) }, nil
+	}
+}
+
+func (e *env) openPlain(context.Context) (ask, func(), error) {
+	c, err := dialFlight(e.stack.Flight, e.stack.Token())
+	if err != nil {
+		return nil, nil, err
+	}
+	return func(ctx context.Context) error {
+		var w wantOne
+		if err := c.query(ctx, shortQuery, w.use); err != nil {
+			return err
+		}
+		return w.check()
+	}, func() { c.Close() }, nil
+}
+
+func (e *env) openPrepared(ctx context.Context) (ask, func(), error) {
+	c, err := dialFlight(e.stack.Flight, e.stack.Token())
+	if err != nil {
+		return nil, nil, err
+	}
+	stmt, ticket, err := c.prepare(ctx, shortQuery)
+	if err != nil {
+		c.Close()
+		return nil, nil, err
+	}
+	return func(ctx context.Context) error {
+			var w wantOne
+			if err := c.fetch(ctx, ticket, w.use); err != nil {
+				return err
+			}
+			return w.check()
+		}, func() {
+			stmt.Close(c.with(context.WithoutCancel(ctx)))
+			c.Close()
+		}, nil
+}
+
+func (e *env) openHTTP(context.Context) (ask, func(), error) {
+	c, err := e.client()
+	if err != nil {
+		return nil, nil, err
+	}
+	q := client.Query{Source: sourceName, SQL: shortQuery}
+	return func(ctx context.Context) error {
+		var w wantOne
+		if err := queryHTTP(ctx, c, q, w.use); err != nil {
+			return err
+		}
+		return w.check()
+	}, c.Close, nil
+}
+
+// lastLine is what a program said last, for error messages.
+func lastLine(text string) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	return lines[len(lines)-1]
+}
