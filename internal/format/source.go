@@ -83,3 +83,14 @@ func (s *source) each(fn func(arrow.RecordBatch) error) error {
 	}
 	return nil
 }
+
+// Each decodes the stream r and calls fn with every batch, good until fn returns. It
+// returns nil only if the stream was whole.
+func Each(r io.Reader, fn func(arrow.RecordBatch) error) error {
+	src, err := open(r)
+	if err != nil {
+		return err
+	}
+	defer src.close()
+	return src.each(fn)
+}
