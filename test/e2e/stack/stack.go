@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -46,9 +47,32 @@ type Stack struct {
 	Bin    string // the folder with the programs
 
 	t     TB
+	procs *procs // shared with the views that For makes
+}
+
+// procs are the programs of an installation by name.
+type procs struct {
 	mu    sync.Mutex
-	procs map[string]*Proc
+	named map[string]*Proc
 	token string
+}
+
+func (p *procs) get(name string) *Proc {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.named[name]
+}
+
+func (p *procs) put(name string, proc *Proc) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.named[name] = proc
+}
+
+func (p *procs) all() map[string]*Proc {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return maps.Clone(p.named)
 }
 
 // Proc is a running program of an installation.
@@ -147,10 +171,18 @@ func NewFrom(t TB, bin string) *Stack {
 	}
 	s := &Stack{
 		Dir: dir, Data: filepath.Join(dir, "data"), Run: "/run/" + filepath.Base(dir), Socket: filepath.Join(dir, "sock"),
-		HTTP: freeAddr(t), Flight: freeAddr(t), Hosts: freeAddr(t), Bin: bin, t: t, procs: map[string]*Proc{},
+		HTTP: freeAddr(t), Flight: freeAddr(t), Hosts: freeAddr(t), Bin: bin, t: t, procs: &procs{named: map[string]*Proc{}},
 	}
 	t.Cleanup(s.end)
 	return s
+}
+
+// For returns a view of the installation that reports to another test, which uses it
+// while its owner keeps it.
+func (s *Stack) For(t TB) *Stack {
+	view := *s
+	view.t = t
+	return &view
 }
 
 // freeAddr returns an address that nobody listens on now.
@@ -165,7 +197,7 @@ func freeAddr(t TB) string {
 
 // end stops and removes everything.
 func (s *Stack) end() {
-	for name := range s.procs {
+	for name := range s.procs.all() {
 		s.Stop(name, syscall.SIGTERM)
 	}
 	if out, err := s.Command("host", "cleanup", "--run-dir", s.Run).CombinedOutput(); err != nil {
@@ -175,7 +207,7 @@ func (s *Stack) end() {
 		s.t.Errorf("left on the machine:\n%s", strings.Join(left, "\n"))
 	}
 	if s.t.Failed() {
-		for name, p := range s.procs {
+		for name, p := range s.procs.all() {
 			s.t.Logf("log of %s:\n%s", name, tail(p.Log.String(), 16<<10))
 		}
 	}
@@ -225,7 +257,7 @@ func (s *Stack) hostArgs() []string {
 func (s *Stack) Start(name string, args ...string) *Proc {
 	s.t.Helper()
 	p := &Proc{Cmd: s.Command(args...), Log: &Log{}, done: make(chan struct{})}
-	if old := s.procs[name]; old != nil {
+	if old := s.procs.get(name); old != nil {
 		p.Log = old.Log
 	}
 	p.Cmd.Stdout, p.Cmd.Stderr = p.Log, p.Log
@@ -236,16 +268,14 @@ func (s *Stack) Start(name string, args ...string) *Proc {
 		_ = p.Cmd.Wait()
 		close(p.done)
 	}()
-	s.mu.Lock()
-	s.procs[name] = p
-	s.mu.Unlock()
+	s.procs.put(name, p)
 	return p
 }
 
 // Stop sends a signal and waits for the end.
 func (s *Stack) Stop(name string, sig syscall.Signal) {
 	s.t.Helper()
-	p := s.procs[name]
+	p := s.procs.get(name)
 	if p == nil {
 		return
 	}
@@ -330,7 +360,7 @@ func (s *Stack) Ready() {
 	}
 	defer c.Close()
 	if err := c.WaitReady(ctx); err != nil {
-		for name, p := range s.procs {
+		for name, p := range s.procs.all() {
 			s.t.Logf("log of %s:\n%s", name, tail(p.Log.String(), 8<<10))
 		}
 		s.t.Fatal(err)
@@ -342,12 +372,14 @@ var tokenPattern = regexp.MustCompile(`sluice_[A-Za-z0-9_-]{40,}`)
 // Token returns the administrator's token, as the first start showed it.
 func (s *Stack) Token() string {
 	s.t.Helper()
-	if s.token != "" {
-		return s.token
+	s.procs.mu.Lock()
+	defer s.procs.mu.Unlock()
+	if s.procs.token != "" {
+		return s.procs.token
 	}
-	for _, p := range s.procs {
+	for _, p := range s.procs.named {
 		if t := tokenPattern.FindString(p.Log.String()); t != "" {
-			s.token = t
+			s.procs.token = t
 			return t
 		}
 	}
@@ -372,7 +404,7 @@ func (s *Stack) Leftovers() []string {
 	var out []string
 	grep := func(what string, text string) {
 		for line := range strings.Lines(text) {
-			if strings.Contains(line, instance) {
+			if strings.Contains(line, instance) && !strings.HasSuffix(line, " (deleted)\n") { // of a zombie: nothing runs
 				out = append(out, what+": "+strings.TrimSpace(line))
 			}
 		}
