@@ -414,7 +414,7 @@ func (s *Stack) Leftovers() []string {
 	grep("table", command("nft", "list", "tables"))
 	grep("mount", command("cat", "/proc/mounts"))
 	grep("cgroup", command("sh", "-c", "find /sys/fs/cgroup -maxdepth 3 -type d -name '*sluice*'"))
-	grep("process", command("sh", "-c", "grep -H . /proc/[0-9]*/cgroup 2>/dev/null | grep -v /self/"))
+	grep("process", processes())
 	if _, err := os.Stat(s.Run); err == nil {
 		if entries, _ := os.ReadDir(s.Run); len(entries) > 0 {
 			out = append(out, "run directory: "+s.Run)
@@ -429,4 +429,22 @@ func (s *Stack) Instance() string { return Instance(s.Run) }
 func command(name string, args ...string) string {
 	out, _ := exec.Command(name, args...).CombinedOutput()
 	return string(out)
+}
+
+// processes lists the cgroups of every process that runs. One that has ended and that
+// the machine's init has yet to reap does not count.
+func processes() string {
+	var out strings.Builder
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		stat, _ := os.ReadFile(dir + "/stat")
+		if i := bytes.LastIndexByte(stat, ')'); i < 0 || bytes.HasPrefix(stat[i:], []byte(") Z")) {
+			continue
+		}
+		groups, _ := os.ReadFile(dir + "/cgroup")
+		for line := range strings.Lines(string(groups)) {
+			out.WriteString(dir + ": " + line)
+		}
+	}
+	return out.String()
 }
