@@ -18,6 +18,7 @@ import (
 	"github.com/sluice-gateway/sluice/internal/ingress"
 	"github.com/sluice-gateway/sluice/internal/seal"
 	"github.com/sluice-gateway/sluice/internal/service"
+	"github.com/sluice-gateway/sluice/internal/service/flightsql"
 	"github.com/sluice-gateway/sluice/internal/service/httpapi"
 	"github.com/sluice-gateway/sluice/internal/service/signin"
 	"github.com/sluice-gateway/sluice/internal/store/sqlite"
@@ -83,6 +84,8 @@ type runningService struct {
 	ingr  *ingress.Server
 	http  *httpapi.Server
 
+	flight  *flightsql.Server
+	flightL net.Listener
 	hostsL  net.Listener
 	closers closers
 }
@@ -176,8 +179,17 @@ func (s *runningService) listen() error {
 		return err
 	}
 	s.closers.add(func() { s.http.Close() })
-	s.hostsL, err = listenTCP("--hosts", s.flags.hosts)
+	s.flight, err = flightsql.New(flightsql.Options{
+		Frontend: s.svc, Gate: gate, Version: version, TLS: certs, AllowInsecure: s.flags.insecure, Logger: s.log,
+	})
 	if err != nil {
+		return err
+	}
+	if s.flightL, err = s.flight.Listen(s.flags.flight); err != nil {
+		return err
+	}
+	s.closers.add(func() { s.flightL.Close() })
+	if s.hostsL, err = listenTCP("--hosts", s.flags.hosts); err != nil {
 		return err
 	}
 	s.closers.add(func() { s.hostsL.Close() })
@@ -204,7 +216,7 @@ func (s *runningService) announce(ctx context.Context) error {
 	if !token.IsZero() {
 		say(os.Stderr, "administrator's token, shown this once (SLUICE_TOKEN for clients over TCP):\n\n    %s\n", token.Reveal())
 	}
-	s.log.Info("service ready", "http", s.http.Addr(), "flight", s.flags.flight, "hosts", s.hostsL.Addr(), "socket", s.flags.socket, "data", s.flags.dataDir)
+	s.log.Info("service ready", "http", s.http.Addr(), "flight", s.flightL.Addr(), "hosts", s.hostsL.Addr(), "socket", s.flags.socket, "data", s.flags.dataDir)
 	return nil
 }
 
@@ -215,6 +227,7 @@ func (s *runningService) run(ctx context.Context) error {
 	serve := []func(context.Context) error{
 		func(ctx context.Context) error { return s.ingr.Serve(ctx, s.hostsL) },
 		s.http.Serve,
+		func(ctx context.Context) error { return s.flight.Serve(ctx, s.flightL) },
 	}
 	done := make(chan error, len(serve))
 	for _, f := range serve {
