@@ -78,7 +78,7 @@ func attempts() map[string]attempt {
 		"IPv6 socket":      {do: socket(unix.AF_INET6, unix.SOCK_STREAM, 0)},
 		"vsock":            {do: socket(unix.AF_VSOCK, unix.SOCK_STREAM, 0)},
 		"socketpair":       {do: func(childEnv) error { _, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0); return err }},
-		"ptrace":           {do: raw(unix.SYS_PTRACE, unix.PTRACE_TRACEME, 0, 0)},
+		"ptrace":           {do: raw(unix.SYS_PTRACE, unix.PTRACE_CONT, ^uintptr(0), 0)},
 		"new userns":       {do: raw(unix.SYS_UNSHARE, unix.CLONE_NEWUTS, 0, 0)},
 		"setns":            {do: raw(unix.SYS_SETNS, ^uintptr(0), 0, 0)},
 		"mount":            {do: func(e childEnv) error { return mountTmpfs(e.Dir) }},
