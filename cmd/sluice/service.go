@@ -172,7 +172,7 @@ func (s *runningService) listen() error {
 	}
 	gate := signin.New(signin.Options{Authenticate: s.svc.Authenticate})
 	s.http, err = httpapi.Listen(httpapi.ServerOptions{
-		Handler: httpapi.New(httpapi.Options{Frontend: s.svc, Gate: gate, Logger: s.log}),
+		Handler: httpapi.New(httpapi.Options{Frontend: s.svc, Gate: gate, Metrics: s.svc.Metrics(), Logger: s.log}),
 		Address: s.flags.http, Socket: s.flags.socket, TLS: certs, AllowInsecure: s.flags.insecure, Logger: s.log,
 	})
 	if err != nil {

@@ -163,13 +163,13 @@ func (f *Fleet) wait(ctx context.Context, cond func() bool) error {
 	}
 }
 
-// Members returns every member that is not gone, of one tenant, by gateway and ID.
+// Members returns every member that is not gone, of one tenant (of all for ""), by ID.
 func (f *Fleet) Members(t core.TenantID) []core.Member {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var out []core.Member
 	for _, id := range slices.Sorted(maps.Keys(f.live)) {
-		if m := f.live[id]; m.Tenant == t {
+		if m := f.live[id]; t == "" || m.Tenant == t {
 			out = append(out, m.Member)
 		}
 	}

@@ -86,6 +86,7 @@ func (q *running) finish(err error) core.Query {
 		}
 		q.svc.log.Info("query failed", "query", q.rec.ID, "source", q.rec.Source, "step", e.Step, "class", e.Class, "error", e.Message)
 	}
+	q.svc.metrics.ended(q.rec)
 	q.svc.queries.put(q.rec)
 	return q.rec
 }

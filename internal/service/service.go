@@ -50,6 +50,7 @@ type Service struct {
 	snapshots map[core.TenantID]*snapshot
 	tokens    sync.Map // tokenKey → core.Principal
 	queries   *queryLog
+	metrics   *metrics
 	stopping  atomic.Bool
 }
 
@@ -74,6 +75,7 @@ func New(ctx context.Context, opts Options) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.metrics = newMetrics(s)
 	s.queries = newQueryLog(opts.Store, opts.Logger, opts.KeepQueries)
 	return s, nil
 }

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -541,5 +542,25 @@ func TestClientThatGoesAwayIsRecorded(t *testing.T) {
 	}
 	for uid, n := range r.fleet.InFlight("") {
 		t.Errorf("member %s still has %d queries in flight", uid, n)
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.apply(example(t)...)
+	r.host()
+	r.member(answer{200, eosMarker, map[string]string{memberapi.TrailerStatus: memberapi.StatusOK, memberapi.TrailerStats: `{"rows":3}`}, false})
+	if _, err := r.query(); err != nil {
+		t.Fatal(err)
+	}
+	w := httptest.NewRecorder()
+	r.svc.Metrics().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	for _, want := range []string{
+		`sluice_queries_total{state="succeeded",step=""} 1`, "sluice_result_rows_total 3", `sluice_members{state="ready"} 1`, "sluice_hosts_connected 1",
+	} {
+		if !strings.Contains(w.Body.String(), want+"\n") {
+			t.Errorf("the metrics lack %q", want)
+		}
 	}
 }
