@@ -27,7 +27,7 @@ type corp struct {
 	*stack.Stack
 	PG      *testpg.Server
 	Example string // the folder with the example's copy, its target replaced
-	t       testing.TB
+	t       stack.TB
 }
 
 // newCorp makes an installation, alone on the machine as far as it knows, with the
@@ -48,7 +48,7 @@ func newCorpOn(t *testing.T, pg *testpg.Server) *corp {
 }
 
 // prepareCorp prepares an installation and a copy of the example; nothing runs yet.
-func prepareCorp(t testing.TB, owner stack.TB, pg *testpg.Server) *corp {
+func prepareCorp(t, owner stack.TB, pg *testpg.Server) *corp {
 	t.Helper()
 	s := stack.New(owner)
 	return &corp{Stack: s, PG: pg, Example: copyExample(t, s.Dir, pg.Port), t: t}
@@ -68,11 +68,12 @@ func sharedCorp(t *testing.T) *corp {
 	t.Helper()
 	pg := sharedPG(t)
 	shared.once.Do(func() {
-		c := prepareCorp(t, &whole, pg)
-		c.Up()
-		c.Stack = c.For(t)
-		c.applyExample()
-		shared.corp = c
+		apart(func() {
+			c := prepareCorp(&whole, &whole, pg)
+			c.Up()
+			c.applyExample()
+			shared.corp = c
+		})
 	})
 	if shared.corp == nil {
 		t.Fatal("the shared installation did not start: see the first test that used it")
@@ -85,7 +86,7 @@ func sharedCorp(t *testing.T) *corp {
 // sharedPG returns the package's one database server with the example's database.
 func sharedPG(t testing.TB) *testpg.Server {
 	t.Helper()
-	shared.pgOnce.Do(func() { shared.pg = startPG(&whole) })
+	shared.pgOnce.Do(func() { apart(func() { shared.pg = startPG(&whole) }) })
 	if shared.pg == nil {
 		t.Fatal("the shared database server did not start: see the first test that used it")
 	}
@@ -103,7 +104,7 @@ func startPG(t testpg.TB, opts ...testpg.Option) *testpg.Server {
 
 // copyExample copies the example to dir/example with the database's port replaced
 // wherever it stands, and nothing else: an endpoint answers on its target's port.
-func copyExample(t testing.TB, dir string, port int) string {
+func copyExample(t stack.TB, dir string, port int) string {
 	t.Helper()
 	out := filepath.Join(dir, "example")
 	if err := os.MkdirAll(out, 0o755); err != nil {
@@ -179,7 +180,7 @@ func (c *corp) value(sql string, flags ...string) string {
 }
 
 // eventually asks until ok says yes, for at most the given time.
-func eventually(t testing.TB, within time.Duration, what string, ok func() bool) {
+func eventually(t stack.TB, within time.Duration, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(within); ; time.Sleep(20 * time.Millisecond) {
 		if ok() {
@@ -193,7 +194,7 @@ func eventually(t testing.TB, within time.Duration, what string, ok func() bool)
 
 // wantFailure checks how a command failed: its exit status, and that standard error
 // holds every text.
-func wantFailure(t testing.TB, r stack.Result, exit int, texts ...string) {
+func wantFailure(t stack.TB, r stack.Result, exit int, texts ...string) {
 	t.Helper()
 	if r.Exit != exit {
 		t.Errorf("exit status %d, want %d\nstdout: %.2000s\nstderr: %s", r.Exit, exit, r.Out, r.Err)

@@ -47,14 +47,19 @@ func (p *packageTB) end() bool {
 			return !p.Failed()
 		}
 		for _, c := range slices.Backward(cleanups) {
-			done := make(chan struct{})
-			go func() { // Fatal ends a goroutine
-				defer close(done)
-				c()
-			}()
-			<-done
+			apart(c)
 		}
 	}
+}
+
+// apart calls f on a goroutine of its own, which Fatal may end.
+func apart(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	<-done
 }
 
 func (p *packageTB) Helper() {}

@@ -109,9 +109,13 @@ var build struct {
 }
 
 // Binaries builds the programs, once per test binary, and returns their folder. sluice
-// is built with the race detector if the test is.
+// is built with the race detector if the test is. Programs that were built before, in
+// the folder SLUICE_TEST_BIN, are taken in their place.
 func Binaries(t TB) string {
 	t.Helper()
+	if dir := os.Getenv("SLUICE_TEST_BIN"); dir != "" {
+		return dir
+	}
 	build.once.Do(func() {
 		build.dir, build.err = os.MkdirTemp("", "sluice-bin-")
 		if build.err == nil {
