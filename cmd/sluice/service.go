@@ -35,6 +35,7 @@ type serviceFlags struct {
 	tlsCert  string
 	tlsKey   string
 	insecure bool
+	rest     time.Duration
 	log      logFlags
 }
 
@@ -48,6 +49,7 @@ func (f *serviceFlags) add(cmd *cobra.Command) {
 	fl.StringVar(&f.tlsCert, "tls-cert", "", "certificate for the HTTP API and Flight SQL, PEM")
 	fl.StringVar(&f.tlsKey, "tls-key", "", "its key, PEM")
 	fl.BoolVar(&f.insecure, "insecure", false, "allow --http and --flight on other machines' networks without TLS")
+	fl.DurationVar(&f.rest, "quarantine", 30*time.Second, "how long an address rests after its member is confirmed gone, before another may have it")
 	f.log.add(cmd)
 }
 
@@ -141,7 +143,9 @@ func (s *runningService) openState(ctx context.Context) error {
 		Logger: s.log,
 	})
 	s.closers.add(hub.Close)
-	fl, err = fleet.New(ctx, fleet.Options{Store: st, Disconnect: hub.Disconnect, Logger: s.log})
+	fl, err = fleet.New(ctx, fleet.Options{
+		Store: st, Disconnect: hub.Disconnect, Quarantine: s.flags.rest, Logger: s.log,
+	})
 	if err != nil {
 		return err
 	}
