@@ -211,3 +211,16 @@ func TestKeyMustBeAKey(t *testing.T) {
 		t.Error("bindings collide")
 	}
 }
+
+// again is a DoPut stream that never ends.
+type again struct{ msg *flight.FlightData }
+
+func (again) Context() context.Context            { return context.Background() }
+func (a again) Recv() (*flight.FlightData, error) { return a.msg, nil }
+
+func TestParametersAreBounded(t *testing.T) {
+	msg := &flight.FlightData{DataHeader: []byte("header"), DataBody: make([]byte, 1<<20)}
+	if _, err := readParams(again{msg}, msg); errs.ClassOf(err) != errs.Exhausted {
+		t.Errorf("%v", err)
+	}
+}
