@@ -72,8 +72,8 @@ func (c *closers) close() {
 }
 
 // first returns the first error that is not a context's end.
-func first(errors_ ...error) error {
-	for _, err := range errors_ {
+func first(candidates ...error) error {
+	for _, err := range candidates {
 		if err != nil && !errors.Is(err, context.Canceled) {
 			return err
 		}

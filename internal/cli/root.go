@@ -64,11 +64,11 @@ func Execute(ctx context.Context, root *cobra.Command) int {
 	if err == nil {
 		return 0
 	}
-	return report(root.ErrOrStderr(), ctx, err)
+	return report(ctx, root.ErrOrStderr(), err)
 }
 
 // report prints an error as "error: …" and "hint: …" and returns its exit status.
-func report(w io.Writer, ctx context.Context, err error) int {
+func report(ctx context.Context, w io.Writer, err error) int {
 	var many config.Errors
 	if errors.As(err, &many) {
 		for _, e := range many {

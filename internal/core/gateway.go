@@ -58,8 +58,14 @@ type Credentials struct {
 // IsZero reports whether nothing was said.
 func (c Credentials) IsZero() bool { return c == Credentials{} }
 
-func (g *Gateway) Kind() Kind    { return KindGateway }
+// Kind implements Resource.
+func (g *Gateway) Kind() Kind { return KindGateway }
+
+// ResourceName implements Resource.
+func (g *Gateway) ResourceName() string { return g.Name }
+
+// Kind implements Resource.
 func (d *DataSource) Kind() Kind { return KindDataSource }
 
-func (g *Gateway) ResourceName() string    { return g.Name }
+// ResourceName implements Resource.
 func (d *DataSource) ResourceName() string { return d.Name }

@@ -102,14 +102,32 @@ type PrivateEndpoint struct {
 	DNSName string     `json:"dnsName,omitempty"`
 }
 
-func (v *VirtualNetwork) Kind() Kind       { return KindVirtualNetwork }
-func (n *NetworkSecurityGroup) Kind() Kind { return KindNetworkSecurityGroup }
-func (n *NATGateway) Kind() Kind           { return KindNATGateway }
-func (z *PrivateDNSZone) Kind() Kind       { return KindPrivateDNSZone }
-func (e *PrivateEndpoint) Kind() Kind      { return KindPrivateEndpoint }
+// Kind implements Resource.
+func (v *VirtualNetwork) Kind() Kind { return KindVirtualNetwork }
 
-func (v *VirtualNetwork) ResourceName() string       { return v.Name }
+// ResourceName implements Resource.
+func (v *VirtualNetwork) ResourceName() string { return v.Name }
+
+// Kind implements Resource.
+func (n *NetworkSecurityGroup) Kind() Kind { return KindNetworkSecurityGroup }
+
+// ResourceName implements Resource.
 func (n *NetworkSecurityGroup) ResourceName() string { return n.Name }
-func (n *NATGateway) ResourceName() string           { return n.Name }
-func (z *PrivateDNSZone) ResourceName() string       { return z.Name }
-func (e *PrivateEndpoint) ResourceName() string      { return e.Name }
+
+// Kind implements Resource.
+func (n *NATGateway) Kind() Kind { return KindNATGateway }
+
+// ResourceName implements Resource.
+func (n *NATGateway) ResourceName() string { return n.Name }
+
+// Kind implements Resource.
+func (z *PrivateDNSZone) Kind() Kind { return KindPrivateDNSZone }
+
+// ResourceName implements Resource.
+func (z *PrivateDNSZone) ResourceName() string { return z.Name }
+
+// Kind implements Resource.
+func (e *PrivateEndpoint) Kind() Kind { return KindPrivateEndpoint }
+
+// ResourceName implements Resource.
+func (e *PrivateEndpoint) ResourceName() string { return e.Name }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -283,7 +284,7 @@ func (b *resultBody) keepTail(p []byte) {
 
 // verdict decides what the end of the body means.
 func (b *resultBody) verdict(err error) error {
-	if err != io.EOF {
+	if !errors.Is(err, io.EOF) {
 		return b.lost(err)
 	}
 	_ = json.Unmarshal([]byte(b.resp.Trailer.Get(memberapi.TrailerStats)), &b.stats)

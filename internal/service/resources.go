@@ -132,7 +132,7 @@ func (a *apply) run(incoming []core.Resource) (err error) {
 		a.set[name] = r
 		a.order = append(a.order, name)
 	}
-	if err := a.check(before); err != nil {
+	if err := a.check(); err != nil {
 		return err
 	}
 	for _, name := range a.order {
@@ -155,7 +155,7 @@ func keepAddress(r, before core.Resource) {
 }
 
 // check validates the set as it would stand, and what runs against it.
-func (a *apply) check(before map[string]core.Stored) error {
+func (a *apply) check() error {
 	leases, err := a.tx.ListLeases(a.tenant)
 	if err != nil {
 		return err
@@ -206,10 +206,7 @@ func (a *apply) inUse(leases []core.Lease) []*errs.Error {
 
 // put writes one resource if it differs from the stored one.
 func (a *apply) put(r core.Resource, old core.Stored) error {
-	password, err := takePassword(r)
-	if err != nil {
-		return err
-	}
+	password := takePassword(r)
 	now := a.svc.now()
 	next := core.Stored{Tenant: a.tenant, UID: old.UID, Version: old.Version + 1, CreatedAt: old.CreatedAt, UpdatedAt: now, Spec: r}
 	change := core.Updated
@@ -238,14 +235,14 @@ func (a *apply) put(r core.Resource, old core.Stored) error {
 }
 
 // takePassword takes the secret out of a resource, so that it can't be stored with it.
-func takePassword(r core.Resource) (core.Secret, error) {
+func takePassword(r core.Resource) core.Secret {
 	ds, ok := r.(*core.DataSource)
 	if !ok {
-		return core.Secret{}, nil
+		return core.Secret{}
 	}
 	password := ds.Credentials.Password
 	ds.Credentials.Password = core.Secret{}
-	return password, nil
+	return password
 }
 
 // same reports whether a resource says what the stored one says, password included.
