@@ -1,15 +1,14 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -21,7 +20,6 @@ type sshTunnel struct {
 	port  int // on the cloud's side
 	dir   string
 	procs []*exec.Cmd
-	logs  []*bytes.Buffer
 }
 
 // sshUser runs both sides: as an ordinary user, sshd needs nothing of the machine's own.
@@ -122,17 +120,22 @@ func sshOptions(args []string, options map[string]string) []string {
 	return args
 }
 
+func (s *sshTunnel) log() string { return filepath.Join(s.dir, "log") }
+
 func (s *sshTunnel) start(cred *syscall.Credential, program string, args ...string) error {
+	// Not a pipe: sshd's sessions would hold it open after sshd itself has ended.
+	log, err := os.OpenFile(s.log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
 	cmd := exec.Command(program, args...)
-	// A group of its own, which ends as a whole: sshd's sessions are its children.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred, Setpgid: true}
-	cmd.Dir = s.dir
-	log := &bytes.Buffer{}
-	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred, Setpgid: true} // Ctrl-C is for the benchmark alone
+	cmd.Dir, cmd.Stdout, cmd.Stderr = s.dir, log, log
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	s.procs, s.logs = append(s.procs, cmd), append(s.logs, log)
+	s.procs = append(s.procs, cmd)
 	return nil
 }
 
@@ -148,21 +151,18 @@ func (s *sshTunnel) waitFor(ctx context.Context, port int) error {
 		}
 		select {
 		case <-ctx.Done():
-			return errors.New(s.stop())
+			said, _ := os.ReadFile(s.log())
+			return fmt.Errorf("nobody listens on %s: %s", address, lastLine(string(said)))
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
 }
 
-// stop ends both sides and returns what they had to say.
-func (s *sshTunnel) stop() string {
-	said := "it did not come up"
-	for i, cmd := range s.procs {
-		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // it may have ended by itself
+// stop ends both sides, the private one first: its session ends with it.
+func (s *sshTunnel) stop() {
+	for _, cmd := range slices.Backward(s.procs) {
+		_ = cmd.Process.Kill() // it may have ended by itself
 		_ = cmd.Wait()
-		said += ": " + lastLine(s.logs[i].String())
 	}
-	s.procs = nil
 	os.RemoveAll(s.dir)
-	return said
 }
