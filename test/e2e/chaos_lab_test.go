@@ -1,0 +1,331 @@
+package e2e
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sluice-gateway/sluice/client"
+	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/testpg"
+)
+
+// lab is an installation whose service and host are processes of their own, so that
+// each can die alone.
+type lab struct {
+	*corp
+	serviceFlags []string
+	hostFlags    []string
+	api          *client.Client
+}
+
+// newLab starts service and host apart and applies the example.
+func newLab(t *testing.T, pg *testpg.Server, serviceFlags ...string) *lab {
+	t.Helper()
+	l := &lab{corp: prepareCorp(t, t, pg), serviceFlags: serviceFlags}
+	l.api = l.Client()
+	l.startService()
+	l.startHost()
+	l.Ready()
+	l.applyExample()
+	return l
+}
+
+func (l *lab) startService() {
+	l.t.Helper()
+	l.Service(l.serviceFlags...)
+	eventually(l.t, 30*time.Second, "the service made its CA and the hosts' token", func() bool {
+		_, noCA := os.Stat(l.Data + "/ca.pem")
+		_, noToken := os.Stat(l.Data + "/host.token")
+		return noCA == nil && noToken == nil
+	})
+}
+
+func (l *lab) startHost() {
+	l.t.Helper()
+	l.Host(l.hostFlags...)
+}
+
+// kill ends a program as a crash does.
+func (l *lab) kill(name string) { l.Stop(name, syscall.SIGKILL) }
+
+// start starts a program by the name that kill takes.
+func (l *lab) start(name string) {
+	l.t.Helper()
+	if name == "host" {
+		l.startHost()
+		return
+	}
+	l.startService()
+}
+
+// objects reads what the API lists of a kind.
+func objects[T any](t testing.TB, api *client.Client, kind string) []T {
+	t.Helper()
+	out, err := listObjects[T](api, kind)
+	if err != nil {
+		t.Fatalf("list %s: %v", kind, err)
+	}
+	return out
+}
+
+// listObjects is objects for a service that may be away.
+func listObjects[T any](api *client.Client, kind string) ([]T, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	items, err := api.List(ctx, kind)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]T, len(items))
+	for i, item := range items {
+		if err := json.Unmarshal(item, &out[i]); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// onlyMember returns the one member there is, which must be ready.
+func onlyMember(t testing.TB, api *client.Client) core.Member {
+	t.Helper()
+	all := objects[core.Member](t, api, "members")
+	if len(all) != 1 || all[0].State != core.MemberReady {
+		t.Fatalf("members %+v, want one that is ready", all)
+	}
+	return all[0]
+}
+
+// memberOf returns the ready member of a gateway, waking it if need be.
+func (c *corp) memberOf(t testing.TB, api *client.Client, gateway string) core.Member {
+	t.Helper()
+	c.Must("gateway", "wake", gateway)
+	for _, m := range objects[core.Member](t, api, "members") {
+		if m.Gateway == gateway && m.State == core.MemberReady {
+			return m
+		}
+	}
+	t.Fatalf("gateway %s is awake and has no ready member", gateway)
+	return core.Member{}
+}
+
+// containers returns the first process of every container of the installation, found
+// without its help, by member and generation.
+func (c *corp) containers() map[string]int {
+	out := map[string]int{}
+	dirs, _ := filepath.Glob("/sys/fs/cgroup/pids/sluice-" + c.Instance() + "/*/cgroup.procs")
+	if len(dirs) == 0 {
+		dirs, _ = filepath.Glob("/sys/fs/cgroup/sluice-" + c.Instance() + "/*/cgroup.procs")
+	}
+	for _, procs := range dirs {
+		text, err := os.ReadFile(procs)
+		if err != nil {
+			continue
+		}
+		for _, word := range strings.Fields(string(text)) {
+			if pid, err := strconv.Atoi(word); err == nil && pid > 1 && alive(pid) {
+				out[filepath.Base(filepath.Dir(procs))] = pid
+				break
+			}
+		}
+	}
+	return out
+}
+
+// alive reports whether a process runs; a zombie does not.
+func alive(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	_, rest, ok := strings.Cut(string(stat), ") ")
+	return ok && !strings.HasPrefix(rest, "Z") && !strings.HasPrefix(rest, "X")
+}
+
+// pidOf returns the process of a member's container.
+func (c *corp) pidOf(t testing.TB, m core.Member) int {
+	t.Helper()
+	pid, ok := c.containers()[fmt.Sprintf("%s-%d", m.ID, m.Generation)]
+	if !ok {
+		t.Fatalf("member %s generation %d has no process; containers %v", m.ID, m.Generation, c.containers())
+	}
+	return pid
+}
+
+// spaces lists the named network namespaces of the installation of one kind: "m" of
+// members, "v" of networks, "n" of NAT gateways, "t" the tunnels'.
+func (c *corp) spaces(kind string) []string {
+	entries, _ := os.ReadDir("/run/netns")
+	var out []string
+	for _, e := range entries {
+		if rest, ok := strings.CutPrefix(e.Name(), "sluice-"+c.Instance()+"-"); ok && (rest == kind || strings.HasPrefix(rest, kind+"-")) {
+			out = append(out, "/run/netns/"+e.Name())
+		}
+	}
+	return out
+}
+
+// hashName is how names in the kernel derive from identifiers; it is written again here,
+// so that a change is noticed.
+func hashName(n int, parts ...string) string {
+	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
+	return hex.EncodeToString(sum[:])[:n]
+}
+
+// memberSpace, vnetSpace and tunnelSpace are the namespaces that matter to a member.
+func (c *corp) memberSpace(m core.Member) string {
+	return "/run/netns/sluice-" + c.Instance() + "-m-" + hashName(12, m.ID, fmt.Sprint(m.Generation))
+}
+
+func (c *corp) vnetSpace(m core.Member) string {
+	return "/run/netns/sluice-" + c.Instance() + "-v-" + hashName(8, m.VNetUID)
+}
+
+func (c *corp) tunnelSpace() string { return "/run/netns/sluice-" + c.Instance() + "-t" }
+
+// inSpace calls f on a thread that is in a network namespace and ends with f. Sockets
+// that f makes stay there.
+func inSpace(path string, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread must not serve anyone else
+		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			err = unix.Setns(fd, unix.CLONE_NEWNET)
+			unix.Close(fd)
+		}
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// readIn reads a file of /proc as a process in the namespace sees it.
+func readIn(t testing.TB, space, path string) string {
+	t.Helper()
+	var text []byte
+	err := inSpace(space, func() (err error) {
+		text, err = os.ReadFile(path)
+		return err
+	})
+	if err != nil {
+		t.Fatalf("%s in %s: %v", path, space, err)
+	}
+	return string(text)
+}
+
+// tryQuery runs a short query and returns its error.
+func tryQuery(ctx context.Context, api *client.Client, sql string) error {
+	res, err := api.Query(ctx, client.Query{Source: source, SQL: sql}, client.MediaCSV)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	_, err = io.Copy(io.Discard, res.Body)
+	return err
+}
+
+// worksAgain waits until a query works, for at most the given time. The bound leaves
+// room for a member that has lost its token and is given up after 30 s.
+func worksAgain(t testing.TB, api *client.Client, within time.Duration) {
+	t.Helper()
+	var err error
+	for deadline := time.Now().Add(within); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		ctx, cancel := context.WithTimeout(context.Background(), within)
+		err = tryQuery(ctx, api, "select 1")
+		cancel()
+		if err == nil {
+			return
+		}
+	}
+	t.Fatalf("no query works within %v; the last error: %v", within, err)
+}
+
+// seeded returns a generator with the seed of the environment, so that a failure can be
+// repeated, or else a fixed one, and says which.
+func seeded(t testing.TB) *rand.Rand {
+	seed := uint64(1)
+	if text := os.Getenv("SLUICE_CHAOS_SEED"); text != "" {
+		n, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			t.Fatalf("SLUICE_CHAOS_SEED: %v", err)
+		}
+		seed = n
+	}
+	t.Logf("SLUICE_CHAOS_SEED=%d repeats this run", seed)
+	return rand.New(rand.NewPCG(seed, 0x51c1ce))
+}
+
+// chaosTime is how long tests that kill at random go on. Short runs are for work on the
+// tests themselves and for slow machines: a tenth of the time finds most of what a minute
+// finds, but not the windows of a few microseconds.
+func chaosTime(whole time.Duration) time.Duration {
+	if testing.Short() {
+		return whole / 6
+	}
+	return whole
+}
+
+// monkey kills service, host and members at random, and starts what it killed.
+type monkey struct {
+	l       *lab
+	rng     *rand.Rand
+	strikes map[string]int
+}
+
+func newMonkey(l *lab, rng *rand.Rand) *monkey {
+	return &monkey{l: l, rng: rng, strikes: map[string]int{}}
+}
+
+// strike kills one thing, and sometimes two.
+func (m *monkey) strike() {
+	victims := []string{"service", "host", "member"}
+	m.rng.Shuffle(len(victims), func(i, j int) { victims[i], victims[j] = victims[j], victims[i] })
+	n := 1 + m.rng.IntN(5)/4
+	for _, v := range victims[:n] {
+		m.strikes[v]++
+		if v != "member" {
+			m.l.kill(v)
+			continue
+		}
+		for _, pid := range m.l.containers() {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+	m.pause(150)
+	for _, v := range victims[:n] {
+		if v != "member" {
+			m.l.start(v)
+		}
+	}
+}
+
+// pause waits for up to so many milliseconds.
+func (m *monkey) pause(ms int) { time.Sleep(time.Duration(m.rng.IntN(ms*1000)) * time.Microsecond) }
+
+// statInode is the number that tells namespaces apart.
+func statInode(fi os.FileInfo) uint64 { return fi.Sys().(*syscall.Stat_t).Ino }
+
+// commandIn runs a command in a namespace and returns what it wrote.
+func commandIn(space, name string, args ...string) (string, error) {
+	all := append([]string{"--net=" + space, name}, args...)
+	out, err := exec.Command("nsenter", all...).CombinedOutput()
+	return string(out), err
+}
