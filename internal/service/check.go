@@ -175,7 +175,8 @@ func resolvers(v core.GoalVNet) []netip.Addr {
 // reached, so that the query's own error names the rule.
 func (s *Service) explain(ctx context.Context, t core.TenantID, m core.Member, src memberapi.Source, err error) error {
 	e := errs.As(err)
-	if e.Step != errs.StepConnect && e.Step != errs.StepResolve {
+	cut := e.Class == errs.Unavailable && (e.Step == errs.StepTLS || e.Step == errs.StepSignIn)
+	if e.Step != errs.StepConnect && e.Step != errs.StepResolve && !cut {
 		return err
 	}
 	vnet, _, netErr := s.networkOf(ctx, t, m.Gateway)
@@ -196,8 +197,28 @@ func (s *Service) explain(ctx context.Context, t core.TenantID, m core.Member, s
 	} else if !verdict.HasRoute() {
 		out.Message += ": no route to " + to.String() + " (" + verdict.Route + ")"
 		out.Hint = "give the subnet a NAT gateway, or the data source an address inside the network"
+	} else {
+		explainHolder(&out, vnet, to)
 	}
 	return &out
+}
+
+// explainHolder says who holds an address that the rules let the member reach.
+func explainHolder(e *errs.Error, v core.GoalVNet, to netip.Addr) {
+	for _, ep := range v.Endpoints {
+		if ep.Address == to {
+			e.Message += fmt.Sprintf(" (private endpoint %s stands for %s)", ep.Name, ep.Target)
+			e.Hint = fmt.Sprintf("check that a server answers on %s, as the host reaches it", ep.Target)
+			return
+		}
+	}
+	for _, sub := range v.Subnets {
+		if sub.Prefix.Contains(to) {
+			e.Message += fmt.Sprintf(": no private endpoint holds %s in subnet %s", to, sub.Name)
+			e.Hint = "\"sluice get privateendpoints\" lists those that there are"
+			return
+		}
+	}
 }
 
 func sourcePort(src memberapi.Source) uint16 {
