@@ -23,6 +23,7 @@ import (
 	"github.com/sluice-gateway/sluice/client"
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/testpg"
+	"github.com/sluice-gateway/sluice/test/e2e/stack"
 )
 
 // lab is an installation whose service and host are processes of their own, so that
@@ -32,13 +33,14 @@ type lab struct {
 	serviceFlags []string
 	hostFlags    []string
 	api          *client.Client
+	written      map[string]*stack.Log // by program, over all its restarts
 }
 
 // newLab starts service and host apart and applies the example.
 func newLab(t *testing.T, pg *testpg.Server, serviceFlags ...string) *lab {
 	t.Helper()
-	l := &lab{corp: prepareCorp(t, t, pg), serviceFlags: serviceFlags}
-	l.api = l.Client()
+	l := prepareLab(t, pg)
+	l.serviceFlags = serviceFlags
 	l.startService()
 	l.startHost()
 	l.Ready()
@@ -46,9 +48,17 @@ func newLab(t *testing.T, pg *testpg.Server, serviceFlags ...string) *lab {
 	return l
 }
 
+// prepareLab is newLab before anything runs.
+func prepareLab(t *testing.T, pg *testpg.Server) *lab {
+	t.Helper()
+	l := &lab{corp: prepareCorp(t, t, pg), written: map[string]*stack.Log{}}
+	l.api = l.Client()
+	return l
+}
+
 func (l *lab) startService() {
 	l.t.Helper()
-	l.Service(l.serviceFlags...)
+	l.written["service"] = l.Service(l.serviceFlags...).Log
 	eventually(l.t, 30*time.Second, "the service made its CA and the hosts' token", func() bool {
 		_, noCA := os.Stat(l.Data + "/ca.pem")
 		_, noToken := os.Stat(l.Data + "/host.token")
@@ -58,7 +68,7 @@ func (l *lab) startService() {
 
 func (l *lab) startHost() {
 	l.t.Helper()
-	l.Host(l.hostFlags...)
+	l.written["host"] = l.Host(l.hostFlags...).Log
 }
 
 // kill ends a program as a crash does.

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sluice-gateway/sluice/client"
 	"github.com/sluice-gateway/sluice/internal/testpg"
 	"github.com/sluice-gateway/sluice/test/e2e/stack"
 )
@@ -216,3 +217,6 @@ func (c *corp) activity(text string) int {
 	rows := c.PG.Rows(c.t, "select pid from pg_stat_activity where pid <> pg_backend_pid() and state <> 'idle' and query like "+quoted)
 	return len(rows)
 }
+
+// queryOf is a query on the example's data source.
+func queryOf(sql string) client.Query { return client.Query{Source: source, SQL: sql} }
