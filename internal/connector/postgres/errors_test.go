@@ -24,8 +24,7 @@ func contextFor(t testing.TB, d time.Duration) (context.Context, context.CancelF
 
 func TestDialErrors(t *testing.T) {
 	t.Parallel()
-	s := testpg.Start(t, testpg.WithTLS("db.example", "127.0.0.1"), testpg.WithSetting("max_connections", "4"),
-		testpg.WithSetting("superuser_reserved_connections", "1"), testpg.WithSetting("max_wal_senders", "0"))
+	s := testpg.Start(t, testpg.WithTLS("db.example", "127.0.0.1"))
 	silent := listenLocal(t) // accepts, and never says a word
 	closed := listenLocal(t)
 	go func() {
@@ -93,6 +92,14 @@ func TestDialErrors(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What others hold up must end in time, and say what it was.
+func TestDialLimits(t *testing.T) {
+	t.Parallel()
+	s := testpg.Start(t, testpg.WithSetting("max_connections", "4"),
+		testpg.WithSetting("superuser_reserved_connections", "1"), testpg.WithSetting("max_wal_senders", "0"))
+	silent := listenLocal(t)
 	t.Run("too many connections", func(t *testing.T) {
 		db := openSource(t, s)
 		for range 3 {
