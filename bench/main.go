@@ -37,6 +37,7 @@ type options struct {
 	scale   scale
 	bin     string
 	results string
+	hold    bool
 }
 
 // scale is how much each benchmark does.
@@ -110,6 +111,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	fl.BoolVar(&quick, "quick", false, "fewer rows and runs, within a minute: to see that all works")
 	fl.StringVar(&opts.bin, "bin", "bin", "folder with sluice and sluice-gateway")
 	fl.StringVar(&opts.results, "results", "bench/results", "where the samples go")
+	fl.BoolVar(&opts.hold, "hold", false, "set everything up, measure nothing, and wait: to profile by hand")
 	if err := fl.Parse(args); err != nil {
 		return opts, err
 	}
@@ -134,6 +136,12 @@ func measure(ctx context.Context, t *tb, opts options) []row {
 	facts := machineFacts()
 	t.Logf("%s", facts)
 	e := newEnv(ctx, t, opts)
+	if opts.hold {
+		if err := e.hold(ctx); err != nil {
+			t.Errorf("%v", err)
+		}
+		return nil
+	}
 	var rows []row
 	for _, b := range benchmarks() {
 		if !opts.only.MatchString(b.name) || ctx.Err() != nil {
