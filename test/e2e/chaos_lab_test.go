@@ -34,6 +34,7 @@ type lab struct {
 	hostFlags    []string
 	api          *client.Client
 	written      map[string]*stack.Log // by program, over all its restarts
+	pids         map[string]int
 }
 
 // newLab starts service and host apart and applies the example.
@@ -51,14 +52,14 @@ func newLab(t *testing.T, pg *testpg.Server, serviceFlags ...string) *lab {
 // prepareLab is newLab before anything runs.
 func prepareLab(t *testing.T, pg *testpg.Server) *lab {
 	t.Helper()
-	l := &lab{corp: prepareCorp(t, t, pg), written: map[string]*stack.Log{}}
+	l := &lab{corp: prepareCorp(t, t, pg), written: map[string]*stack.Log{}, pids: map[string]int{}}
 	l.api = l.Client()
 	return l
 }
 
 func (l *lab) startService() {
 	l.t.Helper()
-	l.written["service"] = l.Service(l.serviceFlags...).Log
+	l.started("service", l.Service(l.serviceFlags...))
 	eventually(l.t, 30*time.Second, "the service made its CA and the hosts' token", func() bool {
 		_, noCA := os.Stat(l.Data + "/ca.pem")
 		_, noToken := os.Stat(l.Data + "/host.token")
@@ -68,8 +69,15 @@ func (l *lab) startService() {
 
 func (l *lab) startHost() {
 	l.t.Helper()
-	l.written["host"] = l.Host(l.hostFlags...).Log
+	l.started("host", l.Host(l.hostFlags...))
 }
+
+func (l *lab) started(name string, p *stack.Proc) {
+	l.written[name], l.pids[name] = p.Log, p.Cmd.Process.Pid
+}
+
+// pid returns the process of the service or the host.
+func (l *lab) pid(name string) int { return l.pids[name] }
 
 // kill ends a program as a crash does.
 func (l *lab) kill(name string) { l.Stop(name, syscall.SIGKILL) }
