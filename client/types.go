@@ -19,6 +19,7 @@ type TestStep struct {
 	Detail   string        `json:"detail,omitempty"`
 	Error    string        `json:"error,omitempty"`
 	Hint     string        `json:"hint,omitempty"`
+	SQLState string        `json:"sqlState,omitempty"`
 }
 
 // Check asks what the rules say about a connection (POST /v1/check).

@@ -87,7 +87,7 @@ func (a *app) testDataSource(ctx context.Context, name string) error {
 	}
 	if n := len(out.Steps); n > 0 && out.Steps[n-1].Error != "" {
 		last := out.Steps[n-1]
-		return (&errs.Error{Class: errs.Source, Message: last.Error, Hint: last.Hint}).WithStep(last.Name)
+		return (&errs.Error{Class: errs.Source, Message: last.Error, Hint: last.Hint, SQLState: last.SQLState}).WithStep(last.Name)
 	}
 	return nil
 }

@@ -158,6 +158,7 @@ type TestStep struct {
 	Detail   string        `json:"detail,omitempty"` // "10.20.1.4", "TLS 1.3, CN=…", "PostgreSQL 15.18"
 	Error    string        `json:"error,omitempty"`
 	Hint     string        `json:"hint,omitempty"`
+	SQLState string        `json:"sqlState,omitempty"` // with Error: the data source's own
 }
 
 // ProbeRequest asks for one TCP connection from the member, without data.

@@ -64,8 +64,9 @@ func (s *Service) Check(ctx context.Context, in CheckInput) (CheckResult, error)
 	}
 	out.Reasons = append(out.Reasons, "route: "+verdict.Route)
 	if out.Probe != nil {
-		// A refusal by the destination is an answer: the rules let the packets pass.
-		passed := out.Probe.Connected || strings.Contains(out.Probe.Error, "refused")
+		// A refusal by the destination is an answer: the rules let the packets pass. One
+		// by the member's own loopback is not: nothing has left it.
+		passed := out.Probe.Connected || strings.Contains(out.Probe.Error, "refused") && !to.IsLoopback()
 		agree := passed == verdict.Allowed
 		out.Agree = &agree
 	}
@@ -201,6 +202,28 @@ func (s *Service) explain(ctx context.Context, t core.TenantID, m core.Member, s
 		explainHolder(&out, vnet, to)
 	}
 	return &out
+}
+
+// explainStep does the same for the step at which a test failed. Every member of a
+// gateway meets the same rules, so any address of the gateway's does.
+func (s *Service) explainStep(ctx context.Context, source string, step *memberapi.TestStep) {
+	p, err := core.PrincipalFrom(ctx)
+	if err != nil || step.SQLState != "" { // the source itself has answered
+		return
+	}
+	tgt, err := s.target(ctx, p.Tenant, source)
+	if err != nil {
+		return
+	}
+	vnet, gw, err := s.networkOf(ctx, p.Tenant, tgt.gateway.Name)
+	if err != nil {
+		return
+	}
+	m := core.Member{Gateway: tgt.gateway.Name, Address: s.anyAddress(tgt.gateway.UID, p.Tenant, vnet, gw.Subnet)}
+	e := errs.As(s.explain(ctx, p.Tenant, m, tgt.source, &errs.Error{
+		Class: errs.Unavailable, Message: step.Error, Hint: step.Hint, Step: step.Name,
+	}))
+	step.Error, step.Hint = e.Message, e.Hint
 }
 
 // explainHolder says who holds an address that the rules let the member reach.

@@ -96,6 +96,9 @@ func (s *Service) TestDataSource(ctx context.Context, name string) (memberapi.Te
 	err := s.ask(ctx, name, memberapi.PathTest, func(src memberapi.Source) any {
 		return memberapi.SourceRequest{Source: src, TimeoutMS: (30 * time.Second).Milliseconds()}
 	}, &out)
+	if n := len(out.Steps); err == nil && n > 0 && out.Steps[n-1].Error != "" {
+		s.explainStep(ctx, name, &out.Steps[n-1])
+	}
 	return out, err
 }
 
