@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -62,7 +63,33 @@ func short(ctx context.Context, e *env) (*result, error) {
 			return nil, err
 		}
 	}
-	return &result{Rows: shortRows(s), Samples: s.list}, nil
+	if err := e.shortPhases(ctx, s); err != nil {
+		return nil, err
+	}
+	return &result{Rows: append(shortRows(s), phaseRows("short: HTTP, 1 client", s)...), Samples: s.list}, nil
+}
+
+// shortPhases takes the service's own account of some short queries.
+func (e *env) shortPhases(ctx context.Context, s *samples) error {
+	c, err := e.client()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	var ids []string
+	for range 50 {
+		id, _, err := firstRow(ctx, c, time.Now())
+		if err != nil {
+			return err
+		}
+		ids = append(ids, id)
+	}
+	for _, id := range ids {
+		if err := addPhases(ctx, c, id, s); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // names are those of the series of one way.
