@@ -288,6 +288,11 @@ func (s *Service) Delete(ctx context.Context, kind, name string, force bool) err
 		if err != nil {
 			return err
 		}
+		// A deletion that will be refused must not cost the gateway its members.
+		err = s.opts.Store.Read(ctx, func(tx store.Tx) error { return deletable(tx, p.Tenant, k, name) })
+		if err != nil {
+			return err
+		}
 		pauseCtx, cancel := context.WithTimeout(ctx, 90*time.Second)
 		defer cancel()
 		if err := s.opts.Fleet.Pause(pauseCtx, ref, "its gateway is being deleted"); err != nil {
@@ -305,8 +310,9 @@ func (s *Service) Delete(ctx context.Context, kind, name string, force bool) err
 	return nil
 }
 
-func (s *Service) deleteOne(tx store.Tx, p core.Principal, k core.Kind, name string) error {
-	all, err := tx.ListResources(p.Tenant, "")
+// deletable refuses what does not exist and what others use.
+func deletable(tx store.Tx, t core.TenantID, k core.Kind, name string) error {
+	all, err := tx.ListResources(t, "")
 	if err != nil {
 		return err
 	}
@@ -324,13 +330,20 @@ func (s *Service) deleteOne(tx store.Tx, p core.Principal, k core.Kind, name str
 		return errs.New(errs.Conflict, "%s is in use by %s", object, strings.Join(by, ", ")).On(object, "").
 			WithHint("delete or change what uses it first")
 	}
+	return nil
+}
+
+func (s *Service) deleteOne(tx store.Tx, p core.Principal, k core.Kind, name string) error {
+	if err := deletable(tx, p.Tenant, k, name); err != nil {
+		return err
+	}
 	if err := deleteLinks(tx, p.Tenant, k, name); err != nil {
 		return err
 	}
 	if err := tx.DeleteResource(p.Tenant, k, name); err != nil {
 		return err
 	}
-	if err := tx.Audit(store.AuditEntry{At: s.now(), Tenant: p.Tenant, Who: p.Name, Act: "delete", Object: object}); err != nil {
+	if err := tx.Audit(store.AuditEntry{At: s.now(), Tenant: p.Tenant, Who: p.Name, Act: "delete", Object: objectName(k, name)}); err != nil {
 		return err
 	}
 	return s.opts.Fleet.BumpGoals(tx)
