@@ -452,3 +452,6 @@ func processes() string {
 	}
 	return out.String()
 }
+
+// Proc returns the program that was started under a name, nil if none was.
+func (s *Stack) Proc(name string) *Proc { return s.procs.get(name) }
