@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"runtime"
 	"testing"
 
@@ -120,9 +121,9 @@ func TestMemoryDoesNotGrow(t *testing.T) {
 		t.Run(f.Name, func(t *testing.T) {
 			peaks := map[int]uint64{}
 			for _, batches := range []int{40, 400} {
-				in := newEndless(t, 10000, batches)
+				in := newEndless(t, 2000, batches)
 				rows, err := f.Encode(io.Discard, in)
-				if err != nil || rows != int64(batches)*10000 {
+				if err != nil || rows != int64(batches)*2000 {
 					t.Fatalf("%d rows, %v", rows, err)
 				}
 				peaks[batches] = in.peak
@@ -153,6 +154,39 @@ func TestParquetRowGroups(t *testing.T) {
 		if n := pf.RowGroup(i).NumRows(); n > groupRows || n == 0 {
 			t.Errorf("row group %d has %d rows", i, n)
 		}
+	}
+}
+
+// TestParquetRowGroupsOfWideRows: rows that don't shrink are bounded by their bytes.
+func TestParquetRowGroupsOfWideRows(t *testing.T) {
+	schema := arrow.NewSchema([]arrow.Field{{Name: "b", Type: arrow.BinaryTypes.Binary}}, nil)
+	random := rand.NewChaCha8([32]byte{1})
+	var batches []arrow.RecordBatch
+	for range 48 {
+		b := array.NewRecordBuilder(memory.DefaultAllocator, schema)
+		for range 1000 {
+			value := make([]byte, 1024)
+			_, _ = random.Read(value) // never fails
+			b.Field(0).(*array.BinaryBuilder).Append(value)
+		}
+		batches = append(batches, b.NewRecordBatch())
+	}
+	var out bytes.Buffer
+	if _, err := Parquet(&out, bytes.NewReader(streamOf(t, schema, batches...))); err != nil {
+		t.Fatal(err)
+	}
+	pf, err := file.NewParquetReader(bytes.NewReader(out.Bytes()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pf.Close()
+	for i := range pf.NumRowGroups() {
+		if size := pf.RowGroup(i).MetaData().TotalByteSize(); size > groupBytes+2<<20 {
+			t.Errorf("row group %d has %d bytes", i, size)
+		}
+	}
+	if pf.NumRowGroups() < 3 {
+		t.Errorf("%d row groups for 48 MB", pf.NumRowGroups())
 	}
 }
 

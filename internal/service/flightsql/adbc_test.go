@@ -199,6 +199,15 @@ func TestUpdate(t *testing.T) {
 			t.Errorf("%s: %d rows, no error", sql, n)
 		}
 	}
+	failed := 0
+	for _, err := range front.Finished() {
+		if err != nil {
+			failed++
+		}
+	}
+	if failed != 3 {
+		t.Errorf("%d queries are recorded as failed", failed)
+	}
 }
 
 func TestAuthentication(t *testing.T) {

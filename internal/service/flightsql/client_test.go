@@ -149,7 +149,9 @@ func TestCancelFlightInfo(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r, err := c.DoGet(outgoing(t), info.Endpoint[0].Ticket)
+		run, end := context.WithTimeout(outgoing(t), 5*time.Second)
+		defer end()
+		r, err := c.DoGet(run, info.Endpoint[0].Ticket)
 		if err != nil || !r.Next() {
 			t.Fatalf("no rows: %v", err)
 		}
@@ -161,9 +163,14 @@ func TestCancelFlightInfo(t *testing.T) {
 		for r.Next() {
 		}
 		wantCode(t, "the query", r.Err(), codes.Canceled)
+		if !front.WaitClosed(time.Second) {
+			t.Fatal("a cancelled query goes on")
+		}
 		r.Release()
-		_, err = drain(outgoing(t), c, info.Endpoint[0].Ticket)
+		again, stop := context.WithTimeout(outgoing(t), 5*time.Second)
+		_, err = drain(again, c, info.Endpoint[0].Ticket)
 		wantCode(t, "its ticket, again", err, codes.Canceled)
+		stop()
 	}
 	if !front.WaitClosed(time.Second) {
 		t.Error("a cancelled query goes on")

@@ -88,7 +88,9 @@ func TestStreamsAreCapped(t *testing.T) {
 		}
 		defer r.Release()
 	}
-	_, err = drain(outgoing(t), c, info.Endpoint[0].Ticket)
+	bounded, stop := context.WithTimeout(outgoing(t), 5*time.Second)
+	defer stop()
+	_, err = drain(bounded, c, info.Endpoint[0].Ticket)
 	wantCode(t, "one too many", err, codes.ResourceExhausted)
 	cancel()
 	if !front.WaitClosed(time.Second) {

@@ -118,7 +118,11 @@ func TestEveryClassHasACode(t *testing.T) {
 }
 
 func TestTrailersAreSmallAndASCII(t *testing.T) {
-	md := errorTrailer(errs.New(errs.Source, "%s", strings.Repeat("ü🙂", 5000)).WithHint("%s", strings.Repeat("x", 50000)))
+	err := errs.New(errs.Source, "%s", strings.Repeat("ü🙂", 5000)).WithHint("%s", strings.Repeat("x", 50000))
+	if st := status.Convert(statusOf(err)); len(st.Message()) > 2*maxText+20 {
+		t.Errorf("a status of %d bytes", len(st.Message()))
+	}
+	md := errorTrailer(err)
 	doc := md.Get(TrailerError)[0]
 	if len(doc) > 7000 {
 		t.Errorf("%d bytes", len(doc))

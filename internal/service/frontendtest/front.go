@@ -41,7 +41,8 @@ type Answer struct {
 	Then              error // in place of io.EOF
 	// Block keeps the result open after its last byte, until the context ends.
 	Block    bool
-	Panic    bool // the call ends in a panic
+	Linger   time.Duration // from the end of the context to the error that Read returns
+	Panic    bool          // the call ends in a panic
 	Prepared memberapi.PrepareResponse
 }
 
@@ -270,6 +271,7 @@ func (b *body) Read(p []byte) (int, error) {
 	if !b.refill() {
 		if b.answer.Block {
 			<-b.ctx.Done()
+			time.Sleep(b.answer.Linger)
 			return b.Read(p)
 		}
 		if b.end = b.answer.Then; b.end == nil {

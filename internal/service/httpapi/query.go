@@ -97,7 +97,7 @@ func encode(form format.Format, out *resultWriter, res *service.Result) (err err
 	if _, err = form.Encode(out, res.Body); err != nil {
 		return err
 	}
-	return out.end()
+	return out.Flush() // what has waited, if there were no rows
 }
 
 // resultWriter sends what encoders write. The first bytes wait for a flush, or until
@@ -153,14 +153,7 @@ func (o *resultWriter) Flush() error {
 	return clientGone(o.rc.Flush())
 }
 
-// end sends the rest and takes the deadline off the connection, which may serve
-// further requests.
-func (o *resultWriter) end() error {
-	err := o.Flush()
-	o.deadline(time.Time{})
-	return err
-}
-
+// deadline bounds the next write. The HTTP server takes it off after the request.
 func (o *resultWriter) deadline(t time.Time) {
 	_ = o.rc.SetWriteDeadline(t) // a test's recorder has no deadlines
 }

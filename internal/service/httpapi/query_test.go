@@ -290,6 +290,9 @@ func TestConnectionServesAgain(t *testing.T) {
 		}
 		resp.Body.Close()
 		time.Sleep(150 * time.Millisecond) // past the write deadline of the query before
+		if resp := do(t, srv, "GET", "/v1/gateways", ""); resp.StatusCode != 200 {
+			t.Errorf("status %d", resp.StatusCode)
+		}
 	}
 }
 

@@ -245,7 +245,7 @@ func TestGracefulStop(t *testing.T) {
 	for _, grace := range []time.Duration{5 * time.Second, 50 * time.Millisecond} {
 		front := frontendtest.New()
 		hang := frontendtest.Long(1, 3)
-		hang.Tail, hang.Block = nil, true
+		hang.Tail, hang.Block, hang.Linger = nil, true, 100*time.Millisecond
 		front.On("select", hang)
 		s, stop := serve(t, front, ServerOptions{Address: "127.0.0.1:0", Grace: grace})
 		ctx, cancel := context.WithCancel(t.Context())

@@ -40,6 +40,7 @@ type Gate struct {
 	mu sync.Mutex
 	// failures of each address; the zero Addr counts for all that found no room.
 	failures map[netip.Addr]*bucket
+	forgot   time.Time // when drained buckets were last looked for: not at each failure
 	// known holds the hashes of tokens that were good: their holders are not kept out
 	// by whoever fails from the same address.
 	known map[[sha256.Size]byte]struct{}
@@ -116,8 +117,17 @@ func (g *Gate) barred(addr netip.Addr, sum [sha256.Size]byte) bool {
 	if _, ok := g.known[sum]; ok {
 		return false
 	}
-	b, ok := g.failures[addr]
+	b, ok := g.failures[g.counted(addr)]
 	return ok && b.drain(g.opts) > float64(g.opts.Burst)-1
+}
+
+// counted is the address that failures of addr count for: itself, or, where there is
+// no room for it, the one for all such.
+func (g *Gate) counted(addr netip.Addr) netip.Addr {
+	if _, ok := g.failures[addr]; !ok && len(g.failures) >= maxAddresses {
+		return netip.Addr{}
+	}
+	return addr
 }
 
 func (g *Gate) succeeded(sum [sha256.Size]byte) {
@@ -132,24 +142,21 @@ func (g *Gate) failed(addr netip.Addr, sum [sha256.Size]byte) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.known, sum)
+	if len(g.failures) >= maxAddresses && g.opts.Now().Sub(g.forgot) >= g.opts.Refill {
+		g.forget()
+	}
+	addr = g.counted(addr)
 	b, ok := g.failures[addr]
 	if !ok {
-		if len(g.failures) >= maxAddresses {
-			g.forget()
-		}
-		if len(g.failures) >= maxAddresses {
-			addr = netip.Addr{}
-		}
-		if b, ok = g.failures[addr]; !ok {
-			b = &bucket{at: g.opts.Now()}
-			g.failures[addr] = b
-		}
+		b = &bucket{at: g.opts.Now()}
+		g.failures[addr] = b
 	}
 	b.level = b.drain(g.opts) + 1
 }
 
 // forget drops addresses whose failures have drained.
 func (g *Gate) forget() {
+	g.forgot = g.opts.Now()
 	for addr, b := range g.failures {
 		if b.drain(g.opts) == 0 {
 			delete(g.failures, addr)

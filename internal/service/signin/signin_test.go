@@ -102,6 +102,9 @@ func TestMemoryIsBounded(t *testing.T) {
 	if len(g.failures) > maxAddresses+1 {
 		t.Errorf("%d addresses are remembered", len(g.failures))
 	}
+	if _, err := g.Check(context.Background(), "172.16.0.2:1", "bad"); errs.ClassOf(err) != errs.Exhausted {
+		t.Errorf("an address without room is not bounded: %v", err)
+	}
 	c.now = c.now.Add(time.Hour)
 	_, _ = g.Check(context.Background(), "172.16.0.1:1", "bad")
 	if len(g.failures) > 2 {
