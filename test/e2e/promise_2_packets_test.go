@@ -19,9 +19,9 @@ import (
 	"github.com/sluice-gateway/sluice/internal/core"
 )
 
-// twoNetworks adds, beside the example's: a second gateway in the same subnet, and a
-// second network with the same prefixes, no security groups, a gateway, and an endpoint
-// on a server of the test.
+// twoNetworks adds, beside the example's: a second gateway in the same subnet, an endpoint
+// that the rules deny, and a second network with the same prefixes, no security groups, a
+// gateway, and an endpoint. Both endpoints stand for a server of the test.
 const twoNetworks = `
 kind: Gateway
 name: corp-two
@@ -40,7 +40,14 @@ name: twin-echo
 vnet: twin
 subnet: data
 address: 10.20.1.7
-target: 127.0.0.1:%d
+target: 127.0.0.1:%[1]d
+---
+kind: PrivateEndpoint
+name: denied-echo
+vnet: corp
+subnet: data
+address: 10.20.1.8
+target: 127.0.0.1:%[1]d
 ---
 kind: Gateway
 name: twin-bi
@@ -152,7 +159,7 @@ func TestPromise2HostIsOutOfReach(t *testing.T) {
 	for _, port := range []int{22, 53, 80, 8482, 8484, b.echo, portOf(b.HTTP), portOf(b.Flight), portOf(b.Hosts), b.PG.Port} {
 		targets = append(targets, fmt.Sprintf("%s:%d", relay, port))
 	}
-	targets = append(targets, fmt.Sprintf("10.20.1.7:%d", b.echo), fmt.Sprintf("127.0.0.1:%d", b.echo), fmt.Sprintf("10.20.0.1:%d", b.echo),
+	targets = append(targets, fmt.Sprintf("10.20.1.7:%d", b.echo), fmt.Sprintf("10.20.1.8:%d", b.echo), fmt.Sprintf("127.0.0.1:%d", b.echo), fmt.Sprintf("10.20.0.1:%d", b.echo),
 		fmt.Sprintf("%s:%d", b.neighbour.TunnelAddress, b.echo))
 	var wg sync.WaitGroup
 	for _, target := range targets {
