@@ -75,7 +75,7 @@ func fetchFlight(ctx context.Context, j job) (got fetched, err error) {
 	if err != nil {
 		return got, err
 	}
-	defer c.Close()
+	defer c.Close() //nolint:errcheck // all was read
 	return got, c.query(ctx, j.SQL, got.use)
 }
 
@@ -113,7 +113,7 @@ func fetchPgx(ctx context.Context, j job) (got fetched, err error) {
 	if err != nil {
 		return got, err
 	}
-	defer conn.Close(ctx)
+	defer conn.Close(ctx) //nolint:errcheck // all was read
 	rows, err := conn.Query(ctx, j.SQL)
 	if err != nil {
 		return got, err

@@ -57,7 +57,7 @@ func (e *env) findPostmaster(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer conn.Close(ctx)
+	defer conn.Close(ctx) //nolint:errcheck // all was read
 	var backend int
 	if err := conn.QueryRow(ctx, "select pg_backend_pid()").Scan(&backend); err != nil {
 		return 0, err
@@ -103,7 +103,7 @@ func (e *env) lineitem(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close(ctx)
+	defer conn.Close(ctx) //nolint:errcheck // all was read
 	if _, err := conn.Exec(ctx, makeLineitem); err != nil {
 		return err
 	}

@@ -40,7 +40,7 @@ func (c *flightClient) query(ctx context.Context, sql string, use func(arrow.Rec
 		return fmt.Errorf("GetFlightInfo: %w", err)
 	}
 	for _, ep := range info.Endpoint {
-		if err := c.fetch(ctx, ep.Ticket, use); err != nil {
+		if err := c.fetch(ctx, ep.GetTicket(), use); err != nil {
 			return err
 		}
 	}
@@ -61,7 +61,7 @@ func (c *flightClient) prepare(ctx context.Context, sql string) (*flightsql.Prep
 	if len(info.Endpoint) != 1 {
 		return nil, nil, fmt.Errorf("the prepared statement has %d endpoints, want one", len(info.Endpoint))
 	}
-	return stmt, info.Endpoint[0].Ticket, nil
+	return stmt, info.Endpoint[0].GetTicket(), nil
 }
 
 // fetch reads a ticket's stream to its end.

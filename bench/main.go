@@ -22,13 +22,15 @@ import (
 	"time"
 )
 
-func main() {
+func main() { os.Exit(start(os.Args[1:])) }
+
+func start(args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if len(os.Args) == 3 && os.Args[1] == clientArg {
-		os.Exit(runClient(ctx, os.Args[2], os.Stdin, os.Stdout, os.Stderr))
+	if len(args) == 2 && args[0] == clientArg {
+		return runClient(ctx, args[1], os.Stdin, os.Stdout, os.Stderr)
 	}
-	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+	return run(ctx, args, os.Stdout, os.Stderr)
 }
 
 // options are what the command line says.

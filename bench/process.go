@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -25,7 +26,7 @@ func readProcess(pid int) (process, error) {
 		return process{}, err
 	}
 	// The program's name, in parentheses, may hold anything.
-	_, rest, ok := strings.Cut(string(raw[strings.LastIndexByte(string(raw), ')'):]), " ")
+	_, rest, ok := strings.Cut(string(raw[max(0, bytes.LastIndexByte(raw, ')')):]), " ")
 	f := strings.Fields(rest)
 	if !ok || len(f) < 15 {
 		return process{}, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(f))

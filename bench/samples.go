@@ -69,8 +69,6 @@ func each(f func(a, b float64) float64, a, b []float64) []float64 {
 	return out
 }
 
-func sum(a, b float64) float64 { return a + b }
-
 // way is one way of doing the same thing.
 type way struct {
 	name string

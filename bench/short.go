@@ -154,7 +154,7 @@ func (e *env) openPlain(context.Context) (ask, func(), error) {
 			return err
 		}
 		return w.check()
-	}, func() { c.Close() }, nil
+	}, func() { _ = c.Close() }, nil
 }
 
 func (e *env) openPrepared(ctx context.Context) (ask, func(), error) {
@@ -164,7 +164,7 @@ func (e *env) openPrepared(ctx context.Context) (ask, func(), error) {
 	}
 	stmt, ticket, err := c.prepare(ctx, shortQuery)
 	if err != nil {
-		c.Close()
+		_ = c.Close()
 		return nil, nil, err
 	}
 	return func(ctx context.Context) error {
@@ -174,8 +174,8 @@ func (e *env) openPrepared(ctx context.Context) (ask, func(), error) {
 			}
 			return w.check()
 		}, func() {
-			stmt.Close(c.with(context.WithoutCancel(ctx)))
-			c.Close()
+			_ = stmt.Close(c.with(context.WithoutCancel(ctx)))
+			_ = c.Close()
 		}, nil
 }
 

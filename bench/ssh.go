@@ -71,7 +71,15 @@ func freePorts(n int) (out []int, err error) {
 			return nil, err
 		}
 		defer l.Close() // held until all are chosen
-		out = append(out, l.Addr().(*net.TCPAddr).Port)
+		_, port, err := net.SplitHostPort(l.Addr().String())
+		if err != nil {
+			return nil, err
+		}
+		number, err := strconv.Atoi(port)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, number)
 	}
 	return out, nil
 }
