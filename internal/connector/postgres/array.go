@@ -12,30 +12,30 @@ type list struct {
 	validity
 	dt      arrow.DataType
 	split   func(v []byte, add func([]byte) error) error
+	addElem func([]byte) error // add, made once: a closure per value would be garbage
 	elems   column
-	offsets []int32
-	length  int32
+	ends    offsets
+	length  int
 }
 
 func newList(elem arrow.Field, elems func() column, split func([]byte, func([]byte) error) error) func() column {
 	return func() column {
-		return &list{
-			dt: arrow.ListOfField(elem), split: split, elems: elems(),
-			offsets: make([]int32, 1, minCapacity),
-		}
+		c := &list{dt: arrow.ListOfField(elem), split: split, elems: elems()}
+		c.addElem = c.add
+		return c
 	}
 }
 
 func (c *list) append(v []byte) error {
 	if v == nil {
-		c.offsets = append(c.offsets, c.length)
+		c.ends.add(c.length)
 		c.addNull()
 		return nil
 	}
-	if err := c.split(v, c.add); err != nil {
+	if err := c.split(v, c.addElem); err != nil {
 		return err
 	}
-	c.offsets = append(c.offsets, c.length)
+	c.ends.add(c.length)
 	c.addValid()
 	return nil
 }
@@ -46,14 +46,11 @@ func (c *list) add(elem []byte) error {
 }
 
 func (c *list) finish() arrow.Array {
-	offsets := c.offsets
-	c.offsets, c.length = make([]int32, 1, max(minCapacity, len(offsets))), 0
 	bits, n, nulls := c.take()
+	c.length = 0
 	elems := c.elems.finish()
 	defer elems.Release()
-	return newArray(c.dt, n, nulls, []*memory.Buffer{
-		bits, memory.NewBufferBytes(arrow.Int32Traits.CastToBytes(offsets)),
-	}, elems)
+	return newArray(c.dt, n, nulls, []*memory.Buffer{bits, c.ends.finish()}, elems)
 }
 
 func notPlainList() error {

@@ -32,10 +32,14 @@ type fixed[T any] struct {
 	dt    arrow.DataType
 	read  func([]byte) (T, error)
 	bytes func([]T) []byte
-	vals  []T
+	vals  []T // nil before a batch's first value
+	spare spares[T]
 }
 
 func (c *fixed[T]) append(v []byte) error {
+	if c.vals == nil {
+		c.vals = c.spare.take()
+	}
 	var x T
 	if v == nil {
 		c.vals = append(c.vals, x)
@@ -52,19 +56,23 @@ func (c *fixed[T]) append(v []byte) error {
 }
 
 func (c *fixed[T]) finish() arrow.Array {
-	vals := c.vals
-	c.vals = make([]T, 0, max(minCapacity, len(vals)))
+	vals := c.spare.lend(c.vals, c.bytes)
+	c.vals = nil
 	bits, n, nulls := c.take()
-	return newArray(c.dt, n, nulls, []*memory.Buffer{bits, memory.NewBufferBytes(c.bytes(vals))})
+	return newArray(c.dt, n, nulls, []*memory.Buffer{bits, vals})
 }
 
 // boolean is a column of bits.
 type boolean struct {
 	validity
-	vals []byte
+	vals  []byte // nil before a batch's first value
+	spare spares[byte]
 }
 
 func (c *boolean) append(v []byte) error {
+	if c.vals == nil {
+		c.vals = c.spare.take()
+	}
 	if c.n>>3 >= len(c.vals) {
 		c.vals = append(c.vals, 0)
 	}
@@ -83,29 +91,33 @@ func (c *boolean) append(v []byte) error {
 }
 
 func (c *boolean) finish() arrow.Array {
-	vals := c.vals
-	c.vals = make([]byte, 0, max(64, len(vals)))
+	vals := c.spare.lend(c.vals, sameBytes)
+	c.vals = nil
 	bits, n, nulls := c.take()
-	return newArray(arrow.FixedWidthTypes.Boolean, n, nulls, []*memory.Buffer{bits, memory.NewBufferBytes(vals)})
+	return newArray(arrow.FixedWidthTypes.Boolean, n, nulls, []*memory.Buffer{bits, vals})
 }
 
 // variable is a column of texts or byte strings, which it copies as they are. Texts are
 // checked: a query can change the encoding that the server sends in.
 type variable struct {
 	validity
-	dt      arrow.DataType
-	isText  bool
-	offsets []int32
-	data    []byte
+	dt     arrow.DataType
+	isText bool
+	ends   offsets
+	data   []byte // nil before a batch's first value
+	spare  spares[byte]
 }
 
 func newVariable(dt arrow.DataType) *variable {
-	return &variable{dt: dt, isText: dt.ID() == arrow.STRING, offsets: make([]int32, 1, minCapacity)}
+	return &variable{dt: dt, isText: dt.ID() == arrow.STRING}
 }
 
 func (c *variable) append(v []byte) error {
+	if c.data == nil {
+		c.data = c.spare.take()
+	}
 	if v == nil {
-		c.offsets = append(c.offsets, int32(len(c.data)))
+		c.ends.add(len(c.data))
 		c.addNull()
 		return nil
 	}
@@ -113,17 +125,38 @@ func (c *variable) append(v []byte) error {
 		return &misfit{"text that is not UTF-8"}
 	}
 	c.data = append(c.data, v...)
-	c.offsets = append(c.offsets, int32(len(c.data)))
+	c.ends.add(len(c.data))
 	c.addValid()
 	return nil
 }
 
 func (c *variable) finish() arrow.Array {
-	offsets, data := c.offsets, c.data
-	c.offsets = make([]int32, 1, max(minCapacity, len(offsets)))
-	c.data = make([]byte, 0, max(64, len(data)+len(data)/8))
+	data := c.spare.lend(c.data, sameBytes)
+	c.data = nil
 	bits, n, nulls := c.take()
-	return newArray(c.dt, n, nulls, []*memory.Buffer{
-		bits, memory.NewBufferBytes(arrow.Int32Traits.CastToBytes(offsets)), memory.NewBufferBytes(data),
-	})
+	return newArray(c.dt, n, nulls, []*memory.Buffer{bits, c.ends.finish(), data})
+}
+
+// offsets are where the values of a column of varying length end, behind a zero.
+type offsets struct {
+	at    []int32 // nil before a batch's first value
+	spare spares[int32]
+}
+
+func (o *offsets) add(at int) {
+	if o.at == nil {
+		o.begin()
+	}
+	o.at = append(o.at, int32(at))
+}
+
+func (o *offsets) begin() { o.at = append(o.spare.take(), 0) }
+
+func (o *offsets) finish() *memory.Buffer {
+	if o.at == nil {
+		o.begin()
+	}
+	buf := o.spare.lend(o.at, arrow.Int32Traits.CastToBytes)
+	o.at = nil
+	return buf
 }

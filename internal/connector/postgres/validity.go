@@ -14,7 +14,8 @@ const minCapacity = 32
 // once there is a null.
 type validity struct {
 	n, nulls int
-	bits     []byte
+	bits     []byte // nil before a batch's first null
+	spare    spares[byte]
 }
 
 func (v *validity) addValid() {
@@ -27,10 +28,11 @@ func (v *validity) addValid() {
 
 func (v *validity) addNull() {
 	if v.bits == nil {
-		v.bits = make([]byte, (v.n+8)/8, max(64, (v.n+8)/8))
-		for i := range v.n {
-			v.bits[i>>3] |= 1 << (i & 7)
+		v.bits = v.spare.take()
+		for range v.n >> 3 {
+			v.bits = append(v.bits, 0xff)
 		}
+		v.bits = append(v.bits, 1<<(v.n&7)-1)
 	}
 	v.room()
 	v.nulls++
@@ -46,14 +48,14 @@ func (v *validity) room() {
 // take returns the bitmap (nil without nulls) with the counts, and starts anew.
 func (v *validity) take() (buf *memory.Buffer, n, nulls int) {
 	if v.nulls > 0 {
-		buf = memory.NewBufferBytes(v.bits)
+		buf = v.spare.lend(v.bits, sameBytes)
 	}
 	n, nulls = v.n, v.nulls
-	*v = validity{}
+	v.n, v.nulls, v.bits = 0, 0, nil
 	return buf, n, nulls
 }
 
-// newArray makes an array of buffers that the garbage collector owns.
+// newArray makes an array that owns the buffers.
 func newArray(dt arrow.DataType, n, nulls int, bufs []*memory.Buffer, children ...arrow.Array) arrow.Array {
 	var kids []arrow.ArrayData
 	for _, c := range children {
@@ -61,5 +63,10 @@ func newArray(dt arrow.DataType, n, nulls int, bufs []*memory.Buffer, children .
 	}
 	data := array.NewData(dt, n, bufs, kids, nulls, 0)
 	defer data.Release()
+	for _, b := range bufs {
+		if b != nil {
+			b.Release()
+		}
+	}
 	return array.MakeFromData(data)
 }
