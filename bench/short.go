@@ -48,15 +48,7 @@ func short(ctx context.Context, e *env) (*result, error) {
 		var ways []way
 		for _, o := range openers {
 			ways = append(ways, way{name: o.name, run: func(ctx context.Context) error {
-				l, err := load(ctx, o.open, clients, e.scale.ShortQueries*min(clients, 2))
-				if err != nil {
-					return err
-				}
-				name := series3(o.name, clients)
-				s.add(name.p50, "ms", quantile(l.latencies, 0.5))
-				s.add(name.p99, "ms", quantile(l.latencies, 0.99))
-				s.add(name.rate, "q/s", l.perSecond)
-				return nil
+				return e.shortOnce(ctx, series3(o.name, clients), o.open, clients, s)
 			}})
 		}
 		if err := alternate(ctx, e.scale.ShortRounds, ways); err != nil {
@@ -67,6 +59,34 @@ func short(ctx context.Context, e *env) (*result, error) {
 		return nil, err
 	}
 	return &result{Rows: append(shortRows(s), phaseRows("short: HTTP, 1 client", s)...), Samples: s.list}, nil
+}
+
+// shortOnce has one way of asking run for one round.
+func (e *env) shortOnce(ctx context.Context, name names, open opener, clients int, s *samples) error {
+	m, err := e.member()
+	if err != nil {
+		return err
+	}
+	procs := meter{"postgres": e.postmaster, "member": m.pid, "service and host": e.sluice}
+	before, err := procs.read()
+	if err != nil {
+		return err
+	}
+	l, err := load(ctx, open, clients, e.scale.ShortQueries*min(clients, 2))
+	if err != nil {
+		return err
+	}
+	used, err := procs.since(before)
+	if err != nil {
+		return err
+	}
+	s.add(name.p50, "ms", quantile(l.latencies, 0.5))
+	s.add(name.p99, "ms", quantile(l.latencies, 0.99))
+	s.add(name.rate, "q/s", l.perSecond)
+	for _, p := range []string{"member", "service and host", "postgres"} {
+		s.add(name.cpu+p, "ms", used[p]*1000/float64(len(l.latencies)+warmUp*clients))
+	}
+	return nil
 }
 
 // shortPhases takes the service's own account of some short queries.
@@ -93,11 +113,11 @@ func (e *env) shortPhases(ctx context.Context, s *samples) error {
 }
 
 // names are those of the series of one way.
-type names struct{ p50, p99, rate string }
+type names struct{ p50, p99, rate, cpu string }
 
 func series3(way string, clients int) names {
 	base := fmt.Sprintf("%s, %d clients: ", way, clients)
-	return names{base + "p50", base + "p99", base + "rate"}
+	return names{base + "p50", base + "p99", base + "rate", base + "CPU per query, "}
 }
 
 func shortRows(s *samples) (out []row) {
@@ -121,7 +141,13 @@ func shortRows(s *samples) (out []row) {
 		out = append(out, p50.goal("< 1", *p50.Ratio < 1), line(w+", 16 clients, p99", this.p99, base.p99, bySSH, "ms"),
 			rate.goal("> 1", *rate.Ratio > 1))
 	}
-	return append(out, line(bySSH+", 16 clients, rate", series3(bySSH, 16).rate, series3(direct, 16).rate, direct, "q/s"))
+	for _, p := range []string{"member", "service and host"} {
+		v := s.of(series3(overHTTP, 16).cpu + p)
+		out = append(out, row{Figure: "short: " + overHTTP + ", 16 clients, CPU per query, " + p, This: quantity{Value: median(v), Unit: "ms"}, Runs: len(v)})
+	}
+	return append(out,
+		line(overHTTP+", 16 clients, CPU per query, postgres", series3(overHTTP, 16).cpu+"postgres", series3(direct, 16).cpu+"postgres", direct, "ms"),
+		line(bySSH+", 16 clients, rate", series3(bySSH, 16).rate, series3(direct, 16).rate, direct, "q/s"))
 }
 
 func openPgx(connString string) opener {
@@ -139,7 +165,7 @@ func openPgx(connString string) opener {
 				return errors.New("select 1 did not give 1")
 			}
 			return nil
-		}, func() { conn.Close(context.WithoutCancel(ctx)) }, nil
+		}, func() { _ = conn.Close(context.WithoutCancel(ctx)) }, nil
 	}
 }
 
