@@ -66,6 +66,7 @@ func adbcShared(t *testing.T, schema string) (*corp, adbc.Connection) {
 	t.Helper()
 	c := sharedCorp(t)
 	c.PG.Exec(t, strings.ReplaceAll(shopSchema, "shop", schema))
+	t.Cleanup(func() { c.PG.Exec(t, "drop schema "+schema+" cascade") })
 	cnxn, err := c.connectADBC(nil)
 	if err != nil {
 		t.Fatal(err)

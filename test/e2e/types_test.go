@@ -122,6 +122,7 @@ func createTypes(t *testing.T, pg *testpg.Server, schema string) {
 		fmt.Fprintf(&sql, "insert into everything values (%s);\n", strings.Join(values, ", "))
 	}
 	pg.Exec(t, sql.String())
+	t.Cleanup(func() { pg.Exec(t, "drop schema "+schema+" cascade") })
 }
 
 // psqlNull is what psql prints for a null here; no value of a test is it.
