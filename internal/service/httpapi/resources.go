@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"encoding/json"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -176,6 +177,11 @@ func (a *api) act(w http.ResponseWriter, r *http.Request) error {
 	k, err := kindOf(r)
 	if err != nil {
 		return err
+	}
+	// Actions take long, and net/http notices a client that goes away only once the body
+	// has been read.
+	if _, err := io.Copy(io.Discard, http.MaxBytesReader(w, r.Body, maxRequest)); err != nil {
+		return errs.New(errs.Invalid, "read the request: %w", err)
 	}
 	name, ctx := r.PathValue("name"), r.Context()
 	switch action := r.PathValue("action"); k.Name + " " + action {

@@ -1,11 +1,15 @@
 package httpapi
 
 import (
+	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -196,5 +200,45 @@ func TestMetricsNeedTheToken(t *testing.T) {
 	resp := do(t, srv, "GET", "/metrics", "")
 	if body, _ := io.ReadAll(resp.Body); string(body) != "up 1\n" {
 		t.Errorf("%q", body)
+	}
+}
+
+// slowWake is a service whose wake lasts until the request's context ends.
+type slowWake struct {
+	*frontendtest.Front
+	begun, ended chan struct{}
+}
+
+func (s slowWake) Wake(ctx context.Context, _ string) error {
+	close(s.begun)
+	<-ctx.Done()
+	close(s.ended)
+	return ctx.Err()
+}
+
+// TestClientThatLeavesEndsItsAction sends a body, as clients do: net/http notices that a
+// client has gone only once the body is read.
+func TestClientThatLeavesEndsItsAction(t *testing.T) {
+	front := slowWake{frontendtest.New(), make(chan struct{}), make(chan struct{})}
+	srv := httptest.NewServer(New(Options{Frontend: front, Logger: slog.New(slog.DiscardHandler)}))
+	defer srv.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, srv.URL+"/v1/gateways/bi/wake", strings.NewReader("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+frontendtest.Token)
+	go func() {
+		<-front.begun
+		cancel()
+	}()
+	if resp, err := srv.Client().Do(req); err == nil {
+		resp.Body.Close()
+		t.Fatal("the request was answered")
+	}
+	select {
+	case <-front.ended:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the wake goes on although its client has gone")
 	}
 }
