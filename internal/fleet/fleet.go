@@ -45,7 +45,8 @@ type Fleet struct {
 	mu      sync.Mutex
 	live    map[string]*member // by ID; those that are not gone
 	hosts   map[string]*session
-	wakes   map[string]*wake // by gateway UID
+	wakes   map[string]*wake         // by gateway UID
+	pausing map[string]chan struct{} // by gateway UID; closed at the pause's end
 	lastIP  map[subnetKey]lastAddress
 	changed chan struct{} // closed and replaced at every change
 	dirty   map[string]bool
@@ -81,7 +82,7 @@ func New(ctx context.Context, opts Options) (*Fleet, error) {
 	opts.Quarantine = orDefault(opts.Quarantine, 30*time.Second)
 	f := &Fleet{
 		opts: opts, log: opts.Logger,
-		live: map[string]*member{}, hosts: map[string]*session{}, wakes: map[string]*wake{},
+		live: map[string]*member{}, hosts: map[string]*session{}, wakes: map[string]*wake{}, pausing: map[string]chan struct{}{},
 		lastIP: map[subnetKey]lastAddress{}, changed: make(chan struct{}), dirty: map[string]bool{},
 	}
 	if err := f.load(ctx); err != nil {
@@ -198,6 +199,40 @@ func (f *Fleet) Live(id string, generation int64) bool {
 	return m != nil && m.Generation == generation && m.State != core.MemberLeaving
 }
 
+// fateTimeout bounds how long Fate waits. A host that is there reports the end of a
+// member within milliseconds.
+const fateTimeout = 500 * time.Millisecond
+
+// Fate says why a member to which a connection broke is no longer there, or "" if it
+// is, or if nobody can tell. The host's report may be a moment behind the connection.
+func (f *Fleet) Fate(ctx context.Context, id string, generation int64) string {
+	ctx, cancel := context.WithTimeout(ctx, fateTimeout)
+	defer cancel()
+	var fate string
+	var gone bool
+	_ = f.wait(ctx, func() bool { // that nothing was learnt in time is an answer too
+		m := f.live[id]
+		if gone = m == nil || m.Generation != generation; gone {
+			return true
+		}
+		fate = m.condemned
+		if m.State == core.MemberLeaving {
+			fate = m.Reason
+		}
+		return fate != "" || f.hosts[m.Host] == nil
+	})
+	if gone {
+		_ = f.opts.Store.Read(ctx, func(tx store.Tx) error { // the same holds here
+			m, err := tx.GetMember(id)
+			if err == nil && m.Generation == generation {
+				fate = m.Reason
+			}
+			return err
+		})
+	}
+	return fate
+}
+
 // TunnelUp is called when a member has dialled back.
 func (f *Fleet) TunnelUp(id string, generation int64) {
 	f.setConnected(id, generation, true, "")
@@ -248,4 +283,20 @@ func (f *Fleet) JoinRefused(id, tokenHash string) {
 	}
 	m.condemned = "its host had lost it and injected it again"
 	f.broadcast()
+}
+
+// WhyLeaving tells why a member was, or is being, taken away; "" if it is not.
+func (f *Fleet) WhyLeaving(id string) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.live[id]
+	switch {
+	case m == nil:
+		return "it is gone"
+	case m.condemned != "":
+		return m.condemned
+	case m.State == core.MemberLeaving:
+		return m.Reason
+	}
+	return ""
 }

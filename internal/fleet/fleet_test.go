@@ -438,3 +438,33 @@ func TestPauseCutsQueriesAfterTheDrain(t *testing.T) {
 		t.Errorf("the pause took %s: it did not wait for the query in flight", took)
 	}
 }
+
+func TestFateOfAMember(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	h := r.host("h", nil)
+	g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Release()
+	m := g.Member
+	if fate := r.fleet.Fate(within(t, 10*time.Second), m.ID, m.Generation); fate != "" {
+		t.Errorf("a member that is well has the fate %q", fate)
+	}
+	report := time.AfterFunc(50*time.Millisecond, func() { // behind the broken connection
+		h.mu.Lock()
+		h.exit = "out of memory: the limit is 64 MiB"
+		last := h.goals[len(h.goals)-1]
+		h.mu.Unlock()
+		h.obey(last)
+	})
+	defer report.Stop()
+	if fate := r.fleet.Fate(within(t, 10*time.Second), m.ID, m.Generation); fate != "out of memory: the limit is 64 MiB" {
+		t.Errorf("a member that was reported as ended has the fate %q", fate)
+	}
+	r.eventually("the member is gone", func() bool { return len(r.fleet.Members(tenant)) == 0 })
+	if fate := r.fleet.Fate(within(t, 10*time.Second), m.ID, m.Generation); fate != "out of memory: the limit is 64 MiB" {
+		t.Errorf("a member that is gone has the fate %q", fate)
+	}
+}

@@ -146,7 +146,7 @@ func (s *Service) post(ctx context.Context, m core.Member, path string, body any
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := rt.RoundTrip(req)
 	if err != nil {
-		return nil, tunnelError(ctx, m, err)
+		return nil, s.withFate(ctx, m, tunnelError(ctx, m, err))
 	}
 	if resp.StatusCode == http.StatusOK {
 		return resp, nil
@@ -169,6 +169,24 @@ func tunnelError(ctx context.Context, m core.Member, err error) error {
 		return e
 	}
 	return errs.New(errs.Unavailable, "the connection to member %s was lost: %w", m.ID, err).WithStep(errs.StepTunnel)
+}
+
+// withFate adds to an error of a broken connection why the member ended, if it did.
+func (s *Service) withFate(ctx context.Context, m core.Member, err error) error {
+	e := errs.As(err)
+	if e.Class != errs.Unavailable || e.Step != errs.StepTunnel && e.Step != errs.StepStream {
+		return err
+	}
+	fate := s.opts.Fleet.Fate(ctx, m.ID, m.Generation)
+	if fate == "" {
+		return err
+	}
+	out := *e
+	out.Message += ": the member ended: " + fate
+	if strings.HasPrefix(fate, "out of memory") {
+		out.Hint = fmt.Sprintf("a larger size.memoryMiB for gateway %s, or a query with smaller values", m.Gateway)
+	}
+	return &out
 }
 
 // memberError reads the error that a member answered with.
@@ -224,7 +242,7 @@ func (s *Service) execute(ctx context.Context, p core.Principal, q *running, sou
 		return nil, err
 	}
 	q.answered()
-	b := &resultBody{ctx: ctx, resp: resp, member: grant.Member}
+	b := &resultBody{ctx: ctx, resp: resp, member: grant.Member, why: func(err error) error { return s.withFate(ctx, grant.Member, err) }}
 	return &Result{QueryID: q.rec.ID, Body: b, Finish: func(err error) core.Query {
 		b.Close()
 		cancel()
@@ -254,7 +272,8 @@ type resultBody struct {
 	ctx    context.Context
 	resp   *http.Response
 	member core.Member
-	tail   [8]byte // the last bytes read
+	why    func(error) error // adds why the member ended
+	tail   [8]byte           // the last bytes read
 	bytes  int64
 	end    error // what Read returns from now on
 	stats  memberapi.Stats
@@ -311,8 +330,8 @@ func (b *resultBody) lost(err error) error {
 		}
 		return errs.New(errs.Cancelled, "the client went away: %w", b.ctx.Err()).WithStep(errs.StepStream)
 	}
-	return errs.New(errs.Unavailable, "the connection to member %s was lost after %d bytes of the result: %s",
-		b.member.ID, b.bytes, strings.TrimPrefix(err.Error(), "http: ")).WithStep(errs.StepStream)
+	return b.why(errs.New(errs.Unavailable, "the connection to member %s was lost after %d bytes of the result: %s",
+		b.member.ID, b.bytes, strings.TrimPrefix(err.Error(), "http: ")).WithStep(errs.StepStream))
 }
 
 // Close implements io.Closer. Before the end it cuts the connection, which cancels
