@@ -43,6 +43,7 @@ func TestCheck(t *testing.T) {
 		{"udp, dry", []string{"--dry", "--protocol", "udp", "--to", fmt.Sprintf("%s:%d", host, port)}, 1, []string{"rules: denied"}, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			c := c.on(t)
 			r := c.Sluice(append([]string{"check", "-g", gateway, "--timeout", "2s"}, tc.args...)...)
 			if r.Exit != tc.exit {
 				t.Errorf("exit status %d, want %d\n%s%s", r.Exit, tc.exit, r.Out, r.Err)
@@ -101,7 +102,7 @@ func TestARuleThatDeniesIsNamedByTheQuery(t *testing.T) {
 	c.Must("apply", "-f", c.Example+"/network.yaml")
 	// The source's pooled connection is a flow that was allowed, and outlives the rule.
 	c.Must("gateway", "restart", gateway)
-	wantFailure(t, c.query("select 1"), 4, "connect", "denied by rule data/only-gateways (100) at subnet data, inbound")
+	wantFailure(t, c.query("select 1"), 1, "connect", "denied by rule data/only-gateways (100) at subnet data, inbound")
 	c.rewrite("network.yaml", "{name: only-gateways, priority: 100, direction: Inbound, access: Deny", "{name: only-gateways, priority: 100, direction: Inbound, access: Allow")
 	c.Must("apply", "-f", c.Example+"/network.yaml")
 	if got := c.value("select 1"); got != "1" {

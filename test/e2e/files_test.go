@@ -46,6 +46,7 @@ rules:
 `, []string{"rules[0].priority", "99", "rules[2].priority", "200", ":4", ":6"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			c := c.on(t)
 			file := filepath.Join(c.Dir, "wrong.yaml")
 			if err := os.WriteFile(file, []byte(tc.doc), 0o600); err != nil {
 				t.Fatal(err)
@@ -149,6 +150,7 @@ func TestCommandLinesThatAreWrong(t *testing.T) {
 		{[]string{"get", "gateways", "--no-such-flag"}, 2, []string{"no-such-flag"}},
 	} {
 		t.Run(strings.Join(tc.args, " "), func(t *testing.T) {
+			c := c.on(t)
 			wantFailure(t, c.Sluice(tc.args...), tc.exit, tc.texts...)
 		})
 	}

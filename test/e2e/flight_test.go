@@ -327,6 +327,7 @@ func TestFlightCancel(t *testing.T) {
 	c := sharedCorp(t)
 	cl, ctx := c.flightClient()
 	t.Run("by the client's context", func(t *testing.T) {
+		c := c.on(t)
 		const mark = "flight context"
 		run, cancel := context.WithCancel(ctx)
 		defer cancel()
@@ -349,6 +350,7 @@ func TestFlightCancel(t *testing.T) {
 		wantRecord(t, c, mark, "cancelled")
 	})
 	t.Run("by CancelFlightInfo", func(t *testing.T) {
+		c := c.on(t)
 		const mark = "flight cancel info"
 		info, err := cl.Execute(ctx, slowRows(mark))
 		if err != nil {

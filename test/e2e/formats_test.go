@@ -135,6 +135,7 @@ func TestTheFourFormats(t *testing.T) {
 		}
 	}
 	t.Run("csv", func(t *testing.T) {
+		c := c.on(t)
 		all, err := csv.NewReader(bytes.NewReader(c.fetch(mediaCSV, sql))).ReadAll()
 		if err != nil {
 			t.Fatal(err)
@@ -145,6 +146,7 @@ func TestTheFourFormats(t *testing.T) {
 		}
 	})
 	t.Run("json", func(t *testing.T) {
+		c := c.on(t)
 		res := readJSON(t, c.fetch(mediaJSON, sql))
 		check(t, "json", len(res.Rows), res.Rows[0][1].(string), res.Rows[len(res.Rows)-1][1].(string))
 		if res.Rows[2][2] != nil {
@@ -155,6 +157,7 @@ func TestTheFourFormats(t *testing.T) {
 		}
 	})
 	t.Run("arrow", func(t *testing.T) {
+		c := c.on(t)
 		schema, batches, err := readArrow(bytes.NewReader(c.fetch(mediaArrow, sql)))
 		if err != nil {
 			t.Fatal(err)
@@ -170,6 +173,7 @@ func TestTheFourFormats(t *testing.T) {
 		}
 	})
 	t.Run("parquet", func(t *testing.T) {
+		c := c.on(t)
 		pf, err := file.NewParquetReader(bytes.NewReader(c.fetch(mediaParquet, sql)))
 		if err != nil {
 			t.Fatal(err)
@@ -268,6 +272,7 @@ func TestABrokenResultCantBeTakenForAWholeOne(t *testing.T) {
 	c := sharedCorp(t)
 	for _, accept := range []string{mediaCSV, mediaJSON, mediaArrow, mediaParquet} {
 		t.Run(accept, func(t *testing.T) {
+			c := c.on(t)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			sql := breaking
@@ -304,6 +309,7 @@ func TestABrokenResultCantBeTakenForAWholeOne(t *testing.T) {
 	}
 	for _, output := range []string{"csv", "json", "arrow", "parquet", "table"} {
 		t.Run("cli "+output, func(t *testing.T) {
+			c := c.on(t)
 			wantFailure(t, c.Sluice("query", "-s", source, "-o", output, breaking), 1, "division by zero")
 		})
 	}

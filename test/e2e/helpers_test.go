@@ -79,9 +79,7 @@ func sharedCorp(t *testing.T) *corp {
 	if shared.corp == nil {
 		t.Fatal("the shared installation did not start: see the first test that used it")
 	}
-	c := *shared.corp
-	c.Stack, c.t = c.For(t), t
-	return &c
+	return shared.corp.on(t)
 }
 
 // sharedPG returns the package's one database server with the example's database.
@@ -220,3 +218,10 @@ func (c *corp) activity(text string) int {
 
 // queryOf is a query on the example's data source.
 func queryOf(sql string) client.Query { return client.Query{Source: source, SQL: sql} }
+
+// on is the same installation for a subtest, which then fails by itself.
+func (c *corp) on(t *testing.T) *corp {
+	view := *c
+	view.Stack, view.t = c.For(t), t
+	return &view
+}

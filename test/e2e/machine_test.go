@@ -60,6 +60,7 @@ func TestASecondUp(t *testing.T) {
 		}, []string{"in use", pid, "hint: "}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			c := c.on(t)
 			second := *stack.New(t) // a copy is changed: the original cleans up its own names
 			tc.change(&second)
 			wantFailure(t, fails(t, second.Command(upArgs(&second)...)), 1, tc.texts...)

@@ -166,14 +166,17 @@ func TestEveryTypeValueForValue(t *testing.T) {
 	want := expected(t, psql(t, c.PG, sql))
 
 	t.Run("csv", func(t *testing.T) {
+		c := c.on(t)
 		cells := parseCSV(t, c.fetch(mediaCSV, sql))
 		compare(t, len(cells)-1, want, func(row, col int) any { return typeCases[col].canon.fromCell(cells[row+1][col]) })
 	})
 	t.Run("json", func(t *testing.T) {
+		c := c.on(t)
 		res := readJSON(t, c.fetch(mediaJSON, sql))
 		compare(t, len(res.Rows), want, func(row, col int) any { return typeCases[col].canon.tidy(res.Rows[row][col]) })
 	})
 	t.Run("arrow", func(t *testing.T) {
+		c := c.on(t)
 		schema, batches, err := readArrow(bytes.NewReader(c.fetch(mediaArrow, sql)))
 		if err != nil {
 			t.Fatal(err)
@@ -254,6 +257,7 @@ func TestValuesThatArrowLacks(t *testing.T) {
 		"bounds":     "'[5:6]={1,2}'::int[]",
 	} {
 		t.Run(name, func(t *testing.T) {
+			c := c.on(t)
 			sql := "select " + value + " as v"
 			schema, batches, err := readArrow(bytes.NewReader(c.fetch(mediaArrow, sql)))
 			if err != nil {
