@@ -180,6 +180,15 @@ func (b body) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Queries returns the newest records of the query log as JSON.
+func (c *Client) Queries(ctx context.Context, limit int) ([]json.RawMessage, error) {
+	var out struct {
+		Items []json.RawMessage `json:"items"`
+	}
+	err := c.call(ctx, http.MethodGet, "/v1/queries?limit="+strconv.Itoa(limit), nil, &out)
+	return out.Items, err
+}
+
 // QueryRecord returns the record of one query.
 func (c *Client) QueryRecord(ctx context.Context, id string) (core.Query, error) {
 	var out core.Query

@@ -110,7 +110,7 @@ export SLUICE_SOCKET=$socket
 $sluice query -s orders "select * from orders limit 10"
 $sluice queries
 $sluice gateway pause corp-bi
-curl -s -H "Authorization: Bearer $token" -H 'Accept: text/csv' \\
+curl -s -H "Authorization: Bearer $token" -H 'Content-Type: application/json' -H 'Accept: text/csv' \\
   -d '{"source":"orders","sql":"select * from orders limit 3"}' http://127.0.0.1:8480/v1/query
 Flight SQL: grpc://127.0.0.1:8481, the token as Bearer or password, header sluice-source: orders
 HELP

@@ -70,6 +70,18 @@ func (f *hostFlags) instance() (string, error) {
 	return hex.EncodeToString(sum[:3]), nil
 }
 
+// installation is the same for one run directory of one machine, also after a reboot.
+func (f *hostFlags) installation() string {
+	id, err := os.ReadFile("/etc/machine-id")
+	if err != nil { // containers may lack it
+		name, _ := os.Hostname()
+		id = []byte(name)
+	}
+	dir, _ := filepath.Abs(f.runDir)
+	sum := sha256.Sum256([]byte(strings.TrimSpace(string(id)) + "\x00" + dir))
+	return hex.EncodeToString(sum[:8])
+}
+
 // machine is what a host works on.
 type machine struct {
 	network *linux.Network
@@ -160,7 +172,7 @@ func runHost(ctx context.Context, f hostFlags, l link, log *slog.Logger) error {
 	renewed := make(chan error, 1)
 	go func() { renewed <- keeper.Run(ctx) }()
 	h := host.New(host.Options{
-		Name: f.name, Network: m.network, Runtime: m.runtime, ServiceName: identity.ServiceName, ServiceCA: l.ca,
+		Name: f.name, Installation: f.installation(), Network: m.network, Runtime: m.runtime, ServiceName: identity.ServiceName, ServiceCA: l.ca,
 		DialService: l.dialTCP, Logger: log,
 		Dial: func(ctx context.Context) (net.Conn, error) {
 			conn, err := l.dial(ctx)
@@ -292,7 +304,13 @@ func cleanUp(ctx context.Context, m machine, runDir string) error {
 	if err := errors.Join(m.runtime.CleanUp(ctx), m.network.CleanUp(ctx)); err != nil {
 		return fmt.Errorf("clean up: %w", err)
 	}
-	return os.RemoveAll(runDir)
+	for _, own := range []string{"net", "members", "lock"} { // never what is not ours
+		if err := os.RemoveAll(filepath.Join(runDir, own)); err != nil {
+			return fmt.Errorf("clean up: %w", err)
+		}
+	}
+	_ = os.Remove(runDir) // stays if something else is in it
+	return nil
 }
 
 func listenError(flag, address string, err error) error {

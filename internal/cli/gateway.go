@@ -142,6 +142,10 @@ func protocolOf(word string) core.Protocol {
 		return core.ProtocolUDP
 	case "icmp", "ICMP":
 		return core.ProtocolICMP
+	case "esp", "ESP":
+		return core.ProtocolESP
+	case "ah", "AH":
+		return core.ProtocolAH
 	}
 	return core.Protocol(word)
 }
@@ -171,8 +175,8 @@ func (a *app) check(ctx context.Context, in client.Check) error {
 			fmt.Fprintf(a.Out, "probe: %s\n", p.Error)
 		}
 	}
-	if out.Agree != nil && !*out.Agree {
-		fmt.Fprintln(a.Out, "rules and probe don't agree")
+	if out.Agree != nil {
+		fmt.Fprintln(a.Out, map[bool]string{true: "rules and probe agree", false: "rules and probe don't agree"}[*out.Agree])
 	}
 	if !out.Allowed || out.Probe != nil && !out.Probe.Connected {
 		return errs.New(errs.Unavailable, "%s can't be reached from gateway %s", net.JoinHostPort(in.Host, strconv.Itoa(int(in.Port))), in.Gateway)

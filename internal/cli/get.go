@@ -51,9 +51,14 @@ func (a *app) get(cmd *cobra.Command, args []string, output string) error {
 	} else if items, err = c.List(cmd.Context(), kind.plural); err != nil {
 		return err
 	}
+	return a.print(kind, items, output, len(args) == 2)
+}
+
+// print shows objects in the form asked for.
+func (a *app) print(kind kind, items []json.RawMessage, output string, one bool) error {
 	switch output {
 	case "json":
-		return a.printJSON(items, len(args) == 2)
+		return a.printJSON(items, one)
 	case "yaml":
 		return a.printYAML(items)
 	case "table":

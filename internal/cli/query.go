@@ -40,7 +40,7 @@ func (a *app) queryCommand() *cobra.Command {
 	fl := cmd.Flags()
 	fl.StringVarP(&f.source, "source", "s", "", "data source")
 	fl.StringVarP(&f.output, "output", "o", "table", "table, csv, json, arrow or parquet")
-	fl.DurationVar(&f.timeout, "timeout", 0, "bound on the whole query, such as 30s (default: the class's)")
+	fl.DurationVar(&f.timeout, "timeout", 0, "bound on the whole query, such as 30s ")
 	fl.StringVar(&f.class, "class", "interactive", "interactive or refresh")
 	fl.BoolVar(&f.timeline, "timeline", false, "show how long each phase took, on standard error")
 	_ = cmd.RegisterFlagCompletionFunc("source", func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
@@ -139,9 +139,7 @@ func (a *app) whyBroken(ctx context.Context, c *client.Client, id string, err er
 		}
 		if rec.Error != "" {
 			out := *errs.As(err)
-			if out.Class == errs.Internal {
-				out.Class = errs.Unavailable
-			}
+			out.Class = errs.Class(rec.ErrorClass)
 			out.Message, out.Step = rec.Error+" (the rows above are not the whole result)", rec.ErrorStep
 			return &out
 		}
@@ -199,13 +197,17 @@ func (a *app) progress(c *counter, output string) (stop func()) {
 
 func (a *app) queriesCommand() *cobra.Command {
 	var output string
+	var limit int
 	cmd := &cobra.Command{
 		Use:               "queries [ID]",
 		Short:             "Show the query log; with ID one query's phases",
 		Args:              cobra.MaximumNArgs(1),
 		ValidArgsFunction: a.completeNames("queries"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 || output != "table" {
+			if len(args) == 0 {
+				return a.queryLog(cmd.Context(), output, limit)
+			}
+			if output != "table" {
 				return a.get(cmd, append([]string{"queries"}, args...), output)
 			}
 			c, err := a.client()
@@ -221,7 +223,32 @@ func (a *app) queriesCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "table", strings.Join(outputs, ", "))
+	cmd.Flags().IntVar(&limit, "limit", 100, "how many, the newest first")
 	return cmd
+}
+
+// queryLog prints the newest records.
+func (a *app) queryLog(ctx context.Context, output string, limit int) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	items, err := c.Queries(ctx, limit)
+	if err != nil {
+		return err
+	}
+	kind, err := kindOf("queries")
+	if err != nil {
+		return err
+	}
+	if err := a.print(kind, items, output, false); err != nil {
+		return err
+	}
+	if len(items) == limit {
+		fmt.Fprintf(a.Err, "(the newest %d; --limit N shows more)\n", limit)
+	}
+	return nil
 }
 
 // printRecord prints everything about one query.
@@ -238,7 +265,7 @@ func (a *app) printRecord(q core.Query) error {
 		{"failed at", q.ErrorStep}, {"error", q.Error},
 	} {
 		if row[1] != "" {
-			fmt.Fprintf(a.Out, "%-10s %s\n", row[0], row[1])
+			fmt.Fprintf(a.Out, "%-10s %s\n", row[0], printable(row[1]))
 		}
 	}
 	return timeline(a.Out, q)

@@ -104,9 +104,9 @@ func report(ctx context.Context, w io.Writer, err error) int {
 }
 
 func printError(w io.Writer, message, hint string) {
-	fmt.Fprintf(w, "error: %s\n", message)
+	fmt.Fprintf(w, "error: %s\n", printable(message))
 	if hint != "" {
-		fmt.Fprintf(w, "hint: %s\n", hint)
+		fmt.Fprintf(w, "hint: %s\n", printable(hint))
 	}
 }
 

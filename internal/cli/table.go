@@ -5,6 +5,7 @@ import (
 	"io"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -17,7 +18,7 @@ func PrintTable(w io.Writer, headers []string, rows [][]string) error {
 	widths := make([]int, len(headers))
 	for _, row := range rows {
 		for i, cell := range row {
-			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+			widths[i] = max(widths[i], utf8.RuneCountInString(printable(cell)))
 		}
 	}
 	for i, h := range headers {
@@ -63,6 +64,7 @@ func line(out *strings.Builder, widths []int, cells []string) {
 		if widths[i] == 0 {
 			continue
 		}
+		cell = printable(cell)
 		if n := utf8.RuneCountInString(cell); n > widths[i] {
 			cell = string([]rune(cell)[:widths[i]-1]) + "…"
 		}
@@ -70,6 +72,23 @@ func line(out *strings.Builder, widths []int, cells []string) {
 	}
 	out.WriteString(strings.TrimRight(b.String(), " "))
 	out.WriteByte('\n')
+}
+
+// printable replaces what a terminal would obey: names, statements and errors come
+// from others.
+func printable(s string) string {
+	if !strings.ContainsFunc(s, unicode.IsControl) {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if unicode.IsControl(r) && r != '\n' && r != '\t' {
+			fmt.Fprintf(&b, "\\x%02x", r)
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
 }
 
 // milliseconds shows a duration in ms, with as many digits as say something.

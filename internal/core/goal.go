@@ -70,6 +70,8 @@ type GoalMember struct {
 // whenever something changes by itself.
 type HostReport struct {
 	Host string `json:"host"`
+	// Installation is the same for one run directory of one machine, for ever.
+	Installation string `json:"installation"`
 	// Version is the newest goal state that the host has acted on, whether or not
 	// each part of it succeeded.
 	Version int64 `json:"version"`

@@ -71,6 +71,8 @@ type Host struct {
 	SeenVersion int64     `json:"seenVersion"` // the newest that it reported as made true
 	LastSeen    time.Time `json:"lastSeen,omitzero"`
 	Problems    []string  `json:"problems,omitempty"`
+	// Installation tells apart machines, and run directories on one, that use one name.
+	Installation string `json:"installation,omitempty"`
 }
 
 // QueryClass says what kind of work a query is.
@@ -97,23 +99,24 @@ const (
 
 // Query is the record of one query.
 type Query struct {
-	ID        string     `json:"id"`
-	Tenant    TenantID   `json:"tenant"`
-	User      string     `json:"user"`
-	Source    string     `json:"source"`
-	Gateway   string     `json:"gateway,omitempty"`
-	SQL       string     `json:"sql"`
-	Class     QueryClass `json:"class"`
-	State     QueryState `json:"state"`
-	StartedAt time.Time  `json:"startedAt"`
-	EndedAt   time.Time  `json:"endedAt,omitzero"`
-	Member    string     `json:"member,omitempty"`
-	Address   netip.Addr `json:"address,omitzero"` // the member's leased address
-	Rows      int64      `json:"rows"`
-	Bytes     int64      `json:"bytes"` // of Arrow IPC, as the member sent them
-	Phases    []Phase    `json:"phases,omitempty"`
-	ErrorStep string     `json:"errorStep,omitempty"`
-	Error     string     `json:"error,omitempty"`
+	ID         string     `json:"id"`
+	Tenant     TenantID   `json:"tenant"`
+	User       string     `json:"user"`
+	Source     string     `json:"source"`
+	Gateway    string     `json:"gateway,omitempty"`
+	SQL        string     `json:"sql"`
+	Class      QueryClass `json:"class"`
+	State      QueryState `json:"state"`
+	StartedAt  time.Time  `json:"startedAt"`
+	EndedAt    time.Time  `json:"endedAt,omitzero"`
+	Member     string     `json:"member,omitempty"`
+	Address    netip.Addr `json:"address,omitzero"` // the member's leased address
+	Rows       int64      `json:"rows"`
+	Bytes      int64      `json:"bytes"` // of Arrow IPC, as the member sent them
+	Phases     []Phase    `json:"phases,omitempty"`
+	ErrorClass string     `json:"errorClass,omitempty"` // an errs.Class
+	ErrorStep  string     `json:"errorStep,omitempty"`
+	Error      string     `json:"error,omitempty"`
 }
 
 // The names of a query's phases, in order. A phase that did not happen (a query to a

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/sluice-gateway/sluice/internal/core"
@@ -39,10 +41,11 @@ type wake struct {
 // wake goes on when the caller that caused it goes away.
 func (f *Fleet) Acquire(ctx context.Context, gw GatewayRef) (Grant, error) {
 	var phases []core.Phase
+	begun := f.opts.Now()
 	for {
 		grant, w := f.tryAcquire(gw)
 		if w == nil {
-			grant.Wake = phases
+			grant.Wake = clip(phases, f.opts.Now().Sub(begun))
 			return grant, nil
 		}
 		select {
@@ -59,6 +62,25 @@ func (f *Fleet) Acquire(ctx context.Context, gw GatewayRef) (Grant, error) {
 	}
 }
 
+// clip shortens the phases of a wake, from the first on, to what a query that joined it
+// waited for.
+func clip(phases []core.Phase, waited time.Duration) []core.Phase {
+	var sum time.Duration
+	for _, p := range phases {
+		sum += p.Duration
+	}
+	out := slices.Clone(phases)
+	for excess := sum - waited; excess > 0 && len(out) > 0; {
+		if out[0].Duration > excess {
+			out[0].Duration -= excess
+			break
+		}
+		excess -= out[0].Duration
+		out = out[1:]
+	}
+	return out
+}
+
 func waitError(ctx context.Context, gw GatewayRef) error {
 	e := errs.As(ctx.Err())
 	return errs.New(e.Class, "gateway %s was not awake in time: %w", gw.Name, ctx.Err()).WithStep(errs.StepWake)
@@ -68,6 +90,9 @@ func waitError(ctx context.Context, gw GatewayRef) error {
 func (f *Fleet) tryAcquire(gw GatewayRef) (Grant, *wake) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if paused := f.pausing[gw.UID]; paused != nil {
+		return Grant{}, &wake{done: paused} // then the gateway is woken again
+	}
 	if m := f.leastLoaded(gw.UID); m != nil {
 		m.inflight++
 		return Grant{Member: m.Member, Release: f.releaser(m)}, nil
@@ -97,14 +122,14 @@ func (f *Fleet) leastLoaded(gatewayUID string) *member {
 }
 
 func (f *Fleet) releaser(m *member) func() {
-	return func() {
+	return sync.OnceFunc(func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		m.inflight--
 		if m.inflight == 0 {
 			f.broadcast()
 		}
-	}
+	})
 }
 
 // runWake brings one member of the gateway up, or says why not.
@@ -131,17 +156,40 @@ func (f *Fleet) wakeUp(gw GatewayRef) ([]core.Phase, error) {
 			return nil, err
 		}
 	}
-	m, err := f.place(f.done, gw)
-	if err != nil {
-		e := *errs.As(err)
-		e.Message = fmt.Sprintf("wake gateway %s: %s", gw.Name, e.Message)
-		e.Step = errs.StepWake
-		return nil, &e
+	for {
+		m, err := f.place(f.done, gw)
+		if err != nil {
+			e := *errs.As(err)
+			e.Message = fmt.Sprintf("wake gateway %s: %s", gw.Name, e.Message)
+			e.Step = errs.StepWake
+			return nil, &e
+		}
+		err = f.waitReady(gw, m)
+		if err == nil {
+			return f.wakePhases(start, m), nil
+		}
+		if !f.waitPaused(gw.UID, m) {
+			return nil, err
+		}
 	}
-	if err := f.waitReady(gw, m); err != nil {
-		return nil, err
+}
+
+// waitPaused reports whether a pause took the member away, once that pause is over:
+// those who wait for the wake have waited for the gateway after the pause.
+func (f *Fleet) waitPaused(gatewayUID string, m *member) bool {
+	f.mu.Lock()
+	draining, paused := m.draining, f.pausing[gatewayUID]
+	f.mu.Unlock()
+	if !draining {
+		return false
 	}
-	return f.wakePhases(start, m), nil
+	if paused != nil {
+		select {
+		case <-paused:
+		case <-f.done.Done():
+		}
+	}
+	return f.done.Err() == nil
 }
 
 // waitReady waits until a member is ready, or never will be.
@@ -216,10 +264,14 @@ func (f *Fleet) problems(host string) string {
 // until their teardown is confirmed. A query that comes meanwhile wakes the gateway
 // again afterwards.
 func (f *Fleet) Pause(ctx context.Context, gw GatewayRef, reason string) error {
-	mine := f.drain(gw.UID)
+	mine, end, err := f.beginPause(ctx, gw)
+	if err != nil {
+		return err
+	}
+	defer end()
 	drainCtx, cancel := context.WithTimeout(ctx, f.opts.DrainTimeout)
 	defer cancel()
-	err := f.wait(drainCtx, func() bool {
+	err = f.wait(drainCtx, func() bool {
 		for _, m := range mine {
 			if m.inflight > 0 {
 				return false
@@ -233,6 +285,7 @@ func (f *Fleet) Pause(ctx context.Context, gw GatewayRef, reason string) error {
 	}
 	for _, m := range mine {
 		if err := f.remove(ctx, m, reason); err != nil {
+			f.undrain(mine) // nothing of the pause was stored: the gateway goes on
 			return err
 		}
 	}
@@ -255,24 +308,42 @@ func (f *Fleet) waitGone(ctx context.Context, gw GatewayRef, mine []*member) err
 		WithHint("\"sluice get hosts\" shows whether it is connected; the addresses stay leased until it confirms")
 }
 
-func (f *Fleet) drain(gatewayUID string) []*member {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	var out []*member
-	for _, m := range f.live {
-		if m.GatewayUID == gatewayUID {
-			m.draining = true
-			out = append(out, m)
+// beginPause waits for another pause of the gateway to end, then drains its members.
+// Until end is called, queries wait and nothing is placed.
+func (f *Fleet) beginPause(ctx context.Context, gw GatewayRef) (mine []*member, end func(), err error) {
+	paused := make(chan struct{})
+	err = f.wait(ctx, func() bool {
+		if f.pausing[gw.UID] != nil {
+			return false
 		}
+		f.pausing[gw.UID] = paused
+		for _, m := range f.live {
+			if m.GatewayUID == gw.UID {
+				m.draining = true
+				mine = append(mine, m)
+			}
+		}
+		return true
+	})
+	if err != nil {
+		return nil, nil, errs.New(errs.As(err).Class, "gateway %s is being paused already: %w", gw.Name, err)
 	}
-	return out
+	return mine, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.pausing, gw.UID)
+		close(paused)
+		f.broadcast()
+	}, nil
 }
 
 func (f *Fleet) undrain(members []*member) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, m := range members {
-		m.draining = false
+		if m.State != core.MemberLeaving && m.State != core.MemberGone {
+			m.draining, m.condemned = false, ""
+		}
 	}
 	f.broadcast()
 }

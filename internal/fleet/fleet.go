@@ -284,19 +284,3 @@ func (f *Fleet) JoinRefused(id, tokenHash string) {
 	m.condemned = "its host had lost it and injected it again"
 	f.broadcast()
 }
-
-// WhyLeaving tells why a member was, or is being, taken away; "" if it is not.
-func (f *Fleet) WhyLeaving(id string) string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	m := f.live[id]
-	switch {
-	case m == nil:
-		return "it is gone"
-	case m.condemned != "":
-		return m.condemned
-	case m.State == core.MemberLeaving:
-		return m.Reason
-	}
-	return ""
-}

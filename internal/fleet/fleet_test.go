@@ -113,7 +113,8 @@ type scripted struct {
 	noDial   bool // members never dial back
 	keep     bool // never tears down
 	exit     string
-	stale    bool // reports versions of the past
+	place    string // which installation it is; "" is one and the same
+	stale    bool   // reports versions of the past
 	goals    []core.GoalState
 	present  map[string]core.GoalMember
 	injected int
@@ -144,6 +145,9 @@ func (r *rig) host(name string, configure func(*scripted)) *scripted {
 
 func (h *scripted) run() {
 	defer close(h.done)
+	if wire.Write(h.conn, hostapi.ToService{Report: &core.HostReport{Host: h.name, Installation: "i" + h.place}}) != nil {
+		return
+	}
 	for {
 		var msg hostapi.ToHost
 		if err := wire.Read(h.conn, &msg, 0); err != nil {
@@ -466,5 +470,143 @@ func TestFateOfAMember(t *testing.T) {
 	r.eventually("the member is gone", func() bool { return len(r.fleet.Members(tenant)) == 0 })
 	if fate := r.fleet.Fate(within(t, 10*time.Second), m.ID, m.Generation); fate != "out of memory: the limit is 64 MiB" {
 		t.Errorf("a member that is gone has the fate %q", fate)
+	}
+}
+
+func TestAnotherMachineCannotConfirmATeardown(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	a := r.host("h", func(h *scripted) { h.keep = true })
+	g, err := r.fleet.Acquire(within(t, 5*time.Second), corpBI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Release()
+	_ = r.fleet.Pause(within(t, 300*time.Millisecond), corpBI, "test") // a does not tear it down
+	b := r.host("h", func(h *scripted) { h.place = "elsewhere" })
+	<-b.done // refused
+	if l := r.leases(); len(l) != 1 || l[0].State != core.LeaseHeld {
+		t.Errorf("leases %+v: the first machine still runs the member", l)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.present) != 1 {
+		t.Error("the first machine lost its member")
+	}
+}
+
+func TestForgetHost(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	h := r.host("h", nil)
+	g, err := r.fleet.Acquire(within(t, 5*time.Second), corpBI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Release()
+	if _, err := r.fleet.ForgetHost(r.t.Context(), "h", true); errs.ClassOf(err) != errs.Conflict {
+		t.Errorf("forgetting a connected host: %v, want a conflict", err)
+	}
+	h.conn.Close()
+	r.eventually("it is gone", func() bool { return len(r.fleet.Hosts()) == 0 })
+	if _, err := r.fleet.ForgetHost(r.t.Context(), "h", false); errs.ClassOf(err) != errs.Conflict {
+		t.Errorf("forgetting a host with members: %v, want a conflict", err)
+	}
+	n, err := r.fleet.ForgetHost(r.t.Context(), "h", true)
+	if err != nil || n != 1 {
+		t.Fatalf("got %d, %v; want one lease released", n, err)
+	}
+	if l := r.leases(); len(l) != 1 || l[0].State != core.LeaseQuarantined {
+		t.Errorf("leases %+v, want the one in quarantine", l)
+	}
+}
+
+func TestQueriesWaitForAPause(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.host("h", nil)
+	g, err := r.fleet.Acquire(within(t, 5*time.Second), corpBI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	paused := make(chan error, 1)
+	go func() { paused <- r.fleet.Pause(within(t, 5*time.Second), corpBI, "test") }()
+	r.eventually("it drains", func() bool {
+		r.fleet.mu.Lock()
+		defer r.fleet.mu.Unlock()
+		return r.fleet.pausing["g1"] != nil
+	})
+	second := make(chan Grant, 1)
+	go func() {
+		g2, err := r.fleet.Acquire(within(t, 5*time.Second), corpBI)
+		if err != nil {
+			t.Error(err)
+		}
+		second <- g2
+	}()
+	time.Sleep(50 * time.Millisecond)
+	if n := len(r.fleet.Members(tenant)); n != 1 {
+		t.Errorf("%d members at once during the pause of a gateway of at most one", n)
+	}
+	g.Release()
+	if err := <-paused; err != nil {
+		t.Fatal(err)
+	}
+	g2 := <-second
+	defer g2.Release()
+	if g2.Member.ID == g.Member.ID {
+		t.Error("the query was given the member that was paused")
+	}
+}
+
+func TestPauseDuringAWakeCostsNoQuery(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	h := r.host("h", func(h *scripted) { h.noDial = true })
+	res := make(chan error, 1)
+	go func() {
+		g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
+		if err == nil {
+			g.Release()
+		}
+		res <- err
+	}()
+	r.eventually("placed", func() bool { return len(r.fleet.Members(tenant)) == 1 })
+	h.mu.Lock()
+	h.noDial = false
+	h.mu.Unlock()
+	if err := r.fleet.Pause(within(t, 5*time.Second), corpBI, "paused"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-res; err != nil {
+		t.Errorf("the query that waited: %v", err)
+	}
+}
+
+func TestReleaseCountsOnce(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.host("h", nil)
+	g, err := r.fleet.Acquire(within(t, 5*time.Second), corpBI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Release()
+	g.Release()
+	for _, n := range r.fleet.InFlight("g1") {
+		if n != 0 {
+			t.Errorf("%d queries in flight", n)
+		}
+	}
+}
+
+func TestClip(t *testing.T) {
+	t.Parallel()
+	ms := func(n int) time.Duration { return time.Duration(n) * time.Millisecond }
+	phases := []core.Phase{{Name: "leased", Duration: ms(2)}, {Name: "injected", Duration: ms(40)}, {Name: "dialled back", Duration: ms(10)}}
+	for waited, want := range map[int]string{52: "[{leased 2ms} {injected 40ms} {dialled back 10ms}]", 30: "[{injected 20ms} {dialled back 10ms}]", 5: "[{dialled back 5ms}]"} {
+		if got := fmt.Sprint(clip(phases, ms(waited))); got != want {
+			t.Errorf("waited %d ms: %s, want %s", waited, got, want)
+		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/errs"
 	"github.com/sluice-gateway/sluice/internal/hostapi"
 	"github.com/sluice-gateway/sluice/internal/placement"
 	"github.com/sluice-gateway/sluice/internal/store"
@@ -74,12 +75,26 @@ func (f *Fleet) push(host string) {
 }
 
 // ServeHost speaks with a host until the connection ends, and closes it. A second
-// connection of the same host takes the place of the first.
+// connection of the same host takes the place of the first; another installation that
+// uses the name of one with members is refused, since it can't know of their teardown.
 func (f *Fleet) ServeHost(ctx context.Context, name string, conn net.Conn) error {
 	s := &session{conn: conn, kick: make(chan struct{}, 1), info: core.Host{Name: name, Connected: true, LastSeen: f.opts.Now()}}
 	defer conn.Close()
-	if err := f.enter(ctx, s); err != nil {
+	_ = conn.SetDeadline(time.Now().Add(hostapi.Silence))
+	var hello hostapi.ToService
+	if err := wire.Read(conn, &hello, maxReport); err != nil {
 		return err
+	}
+	_ = conn.SetDeadline(time.Time{})
+	if hello.Report != nil {
+		s.info.Installation = hello.Report.Installation
+	}
+	if err := f.enter(ctx, s); err != nil {
+		_ = wire.Write(conn, hostapi.ToHost{Refused: err.Error()}) // the connection ends either way
+		return err
+	}
+	if hello.Report != nil {
+		f.report(ctx, s, *hello.Report)
 	}
 	defer f.leave(s)
 	ctx, cancel := context.WithCancel(ctx)
@@ -99,7 +114,10 @@ func (f *Fleet) ServeHost(ctx context.Context, name string, conn net.Conn) error
 }
 
 func (f *Fleet) enter(ctx context.Context, s *session) error {
-	if err := f.storeHost(ctx, s.info); err != nil {
+	err := f.storeHost(ctx, s.info)
+	if errs.ClassOf(err) == errs.StorageFull {
+		f.log.Warn("a host's state could not be stored", "host", s.info.Name, "error", err)
+	} else if err != nil {
 		return err
 	}
 	f.mu.Lock()
@@ -114,7 +132,8 @@ func (f *Fleet) enter(ctx context.Context, s *session) error {
 	return nil
 }
 
-// storeHost writes what is known of a host, keeping its goal version.
+// storeHost writes what is known of a host, keeping its goal version. It refuses
+// another installation under the name of a host that has members.
 func (f *Fleet) storeHost(ctx context.Context, h core.Host) error {
 	return f.opts.Store.Write(ctx, func(tx store.Tx) error {
 		hosts, err := tx.ListHosts()
@@ -122,12 +141,59 @@ func (f *Fleet) storeHost(ctx context.Context, h core.Host) error {
 			return err
 		}
 		for _, have := range hosts {
-			if have.Name == h.Name {
-				h.GoalVersion = max(h.GoalVersion, have.GoalVersion)
+			if have.Name != h.Name {
+				continue
+			}
+			h.GoalVersion = max(h.GoalVersion, have.GoalVersion)
+			if have.Installation != "" && have.Installation != h.Installation && f.hasMembers(h.Name) {
+				return errs.New(errs.Conflict, "host %s is another machine, or another run directory, and has members there", h.Name).
+					WithHint("give this one a --name of its own; or \"sluice delete host %s --force\" if that one is lost", h.Name)
 			}
 		}
 		return tx.PutHost(h)
 	})
+}
+
+func (f *Fleet) hasMembers(host string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, m := range f.live {
+		if m.Host == host {
+			return true
+		}
+	}
+	return false
+}
+
+// ForgetHost forgets a host. With force it also ends the members of one that is lost
+// for good: their addresses are released, on the administrator's word alone.
+func (f *Fleet) ForgetHost(ctx context.Context, name string, force bool) (released int, err error) {
+	f.mu.Lock()
+	connected := f.hosts[name] != nil
+	var mine []*member
+	for _, m := range f.live {
+		if m.Host == name {
+			mine = append(mine, m)
+		}
+	}
+	f.mu.Unlock()
+	switch {
+	case connected:
+		return 0, errs.New(errs.Conflict, "host %s is connected", name).WithHint("stop it first")
+	case len(mine) > 0 && !force:
+		return 0, errs.New(errs.Conflict, "host %s has %d members whose teardown it has not confirmed", name, len(mine)).
+			WithHint("start it again; or, if the machine is lost for good, --force releases their addresses")
+	}
+	for _, m := range mine {
+		if err := f.remove(ctx, m, "its host was forgotten"); err != nil {
+			return released, err
+		}
+		if err := f.confirmGone(ctx, m); err != nil {
+			return released, err
+		}
+		released++
+	}
+	return released, f.opts.Store.Write(ctx, func(tx store.Tx) error { return tx.DeleteHost(name) })
 }
 
 func (f *Fleet) leave(s *session) {

@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -206,6 +207,7 @@ func (f *Fleet) keep() {
 		if now := f.opts.Now(); now.Sub(purged) > time.Minute {
 			purged = now
 			f.purge(now)
+			f.sweep()
 		}
 	}
 }
@@ -271,6 +273,42 @@ func (f *Fleet) current(row core.Member) bool {
 	defer f.mu.Unlock()
 	m := f.live[row.ID]
 	return m != nil && m.State == row.State && m.condemned == ""
+}
+
+// sweep condemns members whose gateway does not exist any more: a wake may have placed
+// one while its gateway was being deleted.
+func (f *Fleet) sweep() {
+	gateways := map[string]bool{}
+	f.mu.Lock()
+	before := maps.Clone(f.live)
+	f.mu.Unlock()
+	err := f.opts.Store.Read(f.done, func(tx store.Tx) error {
+		tenants, err := tx.ListTenants()
+		if err != nil {
+			return err
+		}
+		for _, t := range tenants {
+			set, err := tx.ListResources(t, core.KindGateway)
+			if err != nil {
+				return err
+			}
+			for _, g := range set {
+				gateways[g.UID] = true
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return // the next minute tries again
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, m := range before {
+		if !gateways[m.GatewayUID] && m.condemned == "" && m.State != core.MemberLeaving && m.State != core.MemberGone {
+			m.condemned = "its gateway does not exist any more"
+		}
+	}
+	f.broadcast()
 }
 
 func (f *Fleet) purge(now time.Time) {

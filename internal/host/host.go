@@ -26,9 +26,11 @@ import (
 
 // Options configure a Host.
 type Options struct {
-	Name    string          // Required: unique among the hosts of a service
-	Network hostnet.Network // Required
-	Runtime sandbox.Runtime // Required
+	Name string // Required: unique among the hosts of a service
+	// Installation is the same for one run directory of one machine, for ever. Required.
+	Installation string
+	Network      hostnet.Network // Required
+	Runtime      sandbox.Runtime // Required
 	// Dial makes the authenticated connection for goal states. Required.
 	Dial func(ctx context.Context) (net.Conn, error)
 	// DialService makes a plain connection to the service's hosts address, for the

@@ -17,6 +17,7 @@ import (
 
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/hostapi"
+	"github.com/sluice-gateway/sluice/internal/hostnet"
 	netfake "github.com/sluice-gateway/sluice/internal/hostnet/fake"
 	"github.com/sluice-gateway/sluice/internal/memberapi"
 	"github.com/sluice-gateway/sluice/internal/sandbox"
@@ -333,4 +334,108 @@ func TestRunLeaksNoGoroutine(t *testing.T) {
 	r.conn.Close()
 	r.mu.Unlock()
 	r.eventually("goroutines end", func() bool { return runtime.NumGoroutine() <= before+1 })
+}
+
+// slowList lists, then waits for leave before it returns what it saw
+type slowList struct {
+	sandbox.Runtime
+	listed chan struct{}
+	leave  chan struct{}
+	arm    func() bool
+}
+
+func (s *slowList) List(ctx context.Context) ([]sandbox.State, error) {
+	out, err := s.Runtime.List(ctx)
+	if s.arm() {
+		s.listed <- struct{}{}
+		<-s.leave
+	}
+	return out, err
+}
+
+type slowStart struct {
+	*slowList
+	gate chan struct{}
+	in   chan struct{}
+}
+
+func (s *slowStart) Start(ctx context.Context, spec sandbox.Spec) error {
+	s.in <- struct{}{}
+	<-s.gate
+	return s.Runtime.Start(ctx, spec)
+}
+
+// a List that began before a container was there, and whose answer comes after its start
+func TestSlowListJudgesNoNewMember(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	armed := make(chan bool, 1)
+	sl := &slowList{Runtime: boxfake.New(r.boxes), listed: make(chan struct{}), leave: make(chan struct{}), arm: func() bool {
+		select {
+		case <-armed:
+			return true
+		default:
+			return false
+		}
+	}}
+	rt := &slowStart{slowList: sl, gate: make(chan struct{}), in: make(chan struct{})}
+	h := New(Options{Name: "h", Network: netfake.New(r.net), Runtime: rt, Dial: r.dial,
+		DialService: func(context.Context) (*net.TCPConn, error) { return nil, errors.New("none") },
+		ServiceName: "service", ServiceCA: []byte("PEM"), Logger: slog.New(slog.DiscardHandler), Recheck: 50 * time.Millisecond})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- h.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+	r.want(1)
+	<-rt.in // the start is under way
+	armed <- true
+	<-sl.listed // the recheck has listed: no container yet
+	rt.gate <- struct{}{}
+	r.eventually("the container runs", func() bool { return len(r.boxes.IDs()) == 1 })
+	time.Sleep(20 * time.Millisecond)
+	sl.leave <- struct{}{}
+	time.Sleep(100 * time.Millisecond)
+	m, _ := r.observed("m-1")
+	if m.Exit != "" {
+		t.Errorf("a member that runs is reported as ended: %q (running on the machine: %v)", m.Exit, r.boxes.IDs())
+	}
+}
+
+// hidingNet leaves a port out of one status although the machine still has it, as
+// hostnet/linux does when its VNet or its port could not be set in that pass
+type hidingNet struct {
+	*netfake.Network
+	hide chan struct{}
+}
+
+func (n *hidingNet) Set(ctx context.Context, cfg hostnet.Config) (hostnet.Status, error) {
+	s, err := n.Network.Set(ctx, cfg)
+	select {
+	case <-n.hide:
+		s.Ports = map[hostnet.PortKey]string{}
+	default:
+	}
+	return s, err
+}
+
+func TestOneBadPassDoesNotSpin(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	n := &hidingNet{netfake.New(r.net), make(chan struct{}, 1)}
+	h := New(Options{Name: "h", Network: n, Runtime: boxfake.New(r.boxes), Dial: r.dial,
+		DialService: func(context.Context) (*net.TCPConn, error) { return nil, errors.New("none") },
+		ServiceName: "service", ServiceCA: []byte("PEM"), Logger: slog.New(slog.DiscardHandler), Recheck: 200 * time.Millisecond})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- h.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+	r.want(1)
+	r.eventually("runs", func() bool { return r.exists(1) })
+	n.hide <- struct{}{}
+	time.Sleep(500 * time.Millisecond)
+	before := r.net.Sets()
+	time.Sleep(2 * time.Second)
+	if d := r.net.Sets() - before; d > 15 {
+		t.Errorf("%d passes in 2 s (the recheck explains 10) after one pass without the port", d)
+	}
 }

@@ -77,6 +77,9 @@ func (h *Host) receiveGoals(conn net.Conn) error {
 			}
 			return err
 		}
+		if msg.Refused != "" {
+			return errors.New("the service refuses this host: " + msg.Refused)
+		}
 		if msg.Goal == nil || msg.Goal.Version < newest {
 			continue
 		}
@@ -109,7 +112,7 @@ func (h *Host) sendReports(ctx context.Context, conn net.Conn) {
 func (h *Host) report() core.HostReport {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	r := core.HostReport{Host: h.opts.Name, Version: h.acted, Complete: h.known && h.ports != nil, Problems: h.problems}
+	r := core.HostReport{Host: h.opts.Name, Installation: h.opts.Installation, Version: h.acted, Complete: h.known && h.ports != nil, Problems: h.problems}
 	withBox := map[string]bool{}
 	for _, b := range h.boxes {
 		withBox[b.id] = true

@@ -84,6 +84,10 @@ func (h *Host) refresh(ctx context.Context) {
 	h.mu.Lock()
 	stale := h.stale
 	h.stale = false
+	ran := map[*box]bool{} // what starts while the runtime lists may be missing from the list
+	for _, b := range h.boxes {
+		ran[b] = b.state == boxRunning
+	}
 	h.mu.Unlock()
 	if !stale {
 		return
@@ -105,7 +109,7 @@ func (h *Host) refresh(ctx context.Context) {
 		h.observe(s)
 	}
 	for id, b := range h.boxes {
-		if !seen[id] && b.state == boxRunning {
+		if !seen[id] && ran[b] && b.state == boxRunning {
 			b.state, b.exit = boxEnded, "the container is gone from the host"
 		}
 	}
@@ -210,6 +214,9 @@ func (h *Host) takeStatus(goal *core.GoalState, status hostnet.Status, err error
 		if _, ok := status.Ports[k]; !ok {
 			h.going[k] = true
 		}
+	}
+	for k := range status.Ports {
+		delete(h.going, k) // it is back: it was not going
 	}
 	h.problems, h.ports, h.acted = problems, status.Ports, goal.Version
 	tunnels := map[netip.Addr]bool{}

@@ -21,6 +21,8 @@ const (
 // ToHost is a message of the service. Without a goal state it is a heartbeat.
 type ToHost struct {
 	Goal *core.GoalState `json:"goal,omitempty"`
+	// Refused says why the service will not have this host; the connection ends.
+	Refused string `json:"refused,omitempty"`
 }
 
 // ToService is a message of a host. Without a report it is a heartbeat.

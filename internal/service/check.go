@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -20,6 +21,9 @@ import (
 
 // probeTimeout bounds a probe whose caller named no time.
 const probeTimeout = 5 * time.Second
+
+// maxProbeTimeout bounds what a caller may name.
+const maxProbeTimeout = time.Minute
 
 // Check implements Frontend: the verdict of the rules and, unless dry, a real probe.
 func (s *Service) Check(ctx context.Context, in CheckInput) (CheckResult, error) {
@@ -85,7 +89,11 @@ func checkInput(in *CheckInput) error {
 		return errs.New(errs.Invalid, "the check names no gateway")
 	case in.Host == "" || in.Port == 0:
 		return errs.New(errs.Invalid, "the check names no destination").WithHint("--to HOST:PORT")
-	case in.Protocol != core.ProtocolTCP && !in.Dry:
+	case !slices.Contains([]core.Protocol{core.ProtocolTCP, core.ProtocolUDP, core.ProtocolICMP, core.ProtocolESP, core.ProtocolAH}, in.Protocol):
+		return errs.New(errs.Invalid, "%q is not a protocol that rules know", in.Protocol).WithHint("tcp, udp, icmp, esp or ah")
+	case in.Timeout > maxProbeTimeout:
+		return errs.New(errs.Invalid, "a probe takes at most %s, not %s", maxProbeTimeout, in.Timeout)
+	case in.Protocol != core.ProtocolTCP && !in.Dry && in.From != "subnet":
 		return errs.New(errs.Invalid, "only TCP can be probed, not %s", in.Protocol).WithHint("--dry gives the rules' verdict alone")
 	case in.From != "" && in.From != "member" && in.From != "subnet":
 		return errs.New(errs.Invalid, "a check goes from \"member\" or \"subnet\", not %q", in.From)
@@ -192,7 +200,6 @@ func (s *Service) explain(ctx context.Context, t core.TenantID, m core.Member, s
 	verdict := policy.Evaluate(vnet, resolvers(vnet), policy.Flow{Source: m.Address, Destination: to, Protocol: core.ProtocolTCP, DestinationPort: port})
 	out := *e
 	if denial, denied := verdict.Denial(); denied {
-		out.Class = errs.Denied
 		out.Message += ": " + denial.String()
 		out.Hint = fmt.Sprintf("\"sluice check -g %s --to %s:%d\" shows every rule on the way", m.Gateway, src.Parameters["host"], port)
 	} else if !verdict.HasRoute() {

@@ -67,9 +67,15 @@ func (s *Service) target(ctx context.Context, t core.TenantID, name string) (tar
 func (s *Service) Query(ctx context.Context, in QueryInput) (*Result, error) {
 	return s.run(ctx, in.Source, in, func(id string, src memberapi.Source) (string, any) {
 		return memberapi.PathQuery, memberapi.QueryRequest{
-			QueryID: id, Source: src, SQL: in.SQL, Params: in.Params, Update: in.Update, TimeoutMS: in.Timeout.Milliseconds(),
+			QueryID: id, Source: src, SQL: in.SQL, Params: in.Params, Update: in.Update, TimeoutMS: memberTime(in.Timeout).Milliseconds(),
 		}
 	})
+}
+
+// memberTime is the bound that a member is given: a little less than the query's own,
+// so that its error, which names the step, comes before ours.
+func memberTime(d time.Duration) time.Duration {
+	return d - min(d/10, 250*time.Millisecond)
 }
 
 // Metadata implements Frontend.
@@ -112,15 +118,11 @@ func (s *Service) ask(ctx context.Context, source, path string, body func(member
 	if err != nil {
 		return err
 	}
-	grant, err := s.opts.Fleet.Acquire(ctx, tgt.gateway)
-	if err != nil {
-		return err
-	}
-	defer grant.Release()
-	resp, err := s.post(ctx, grant.Member, path, body(tgt.source))
+	grant, resp, err := s.send(ctx, tgt.gateway, func(fleet.Grant) {}, path, body(tgt.source))
 	if err != nil {
 		return s.explain(ctx, p.Tenant, grant.Member, tgt.source, err)
 	}
+	defer grant.Release()
 	defer resp.Body.Close()
 	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
 		return errs.New(errs.Unavailable, "member %s answered incompletely: %w", grant.Member.ID, err).WithStep(errs.StepTunnel)
@@ -133,7 +135,7 @@ func (s *Service) ask(ctx context.Context, source, path string, body func(member
 func (s *Service) post(ctx context.Context, m core.Member, path string, body any) (*http.Response, error) {
 	rt, err := s.opts.Tunnels.RoundTripper(m.ID, m.Generation)
 	if err != nil {
-		return nil, err
+		return nil, &notSentError{err}
 	}
 	doc, err := json.Marshal(body)
 	if err != nil {
@@ -153,6 +155,45 @@ func (s *Service) post(ctx context.Context, m core.Member, path string, body any
 	}
 	defer resp.Body.Close()
 	return nil, memberError(m, resp)
+}
+
+// notSentError says that a request never left: it can go to another member.
+type notSentError struct{ error }
+
+// Unwrap gives the cause.
+func (e *notSentError) Unwrap() error { return e.error }
+
+// Bounds on trying again what never left: a tunnel that is lost counts as lost after
+// a moment only, and may be back before.
+const (
+	resendWait  = 50 * time.Millisecond
+	resendBound = 10 * time.Second
+)
+
+// send takes a member and posts a request to it, again if it never left.
+func (s *Service) send(ctx context.Context, gw fleet.GatewayRef, granted func(fleet.Grant), path string, body any) (fleet.Grant, *http.Response, error) {
+	deadline := s.now().Add(resendBound)
+	for {
+		grant, err := s.opts.Fleet.Acquire(ctx, gw)
+		if err != nil {
+			return grant, nil, err
+		}
+		granted(grant)
+		resp, err := s.post(ctx, grant.Member, path, body)
+		if err == nil {
+			return grant, resp, nil
+		}
+		grant.Release()
+		var unsent *notSentError
+		if !errors.As(err, &unsent) || s.now().After(deadline) {
+			return grant, nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return grant, nil, tunnelError(ctx, grant.Member, err)
+		case <-time.After(resendWait):
+		}
+	}
 }
 
 // tunnelError turns a failed round trip into what the user needs to know.
@@ -227,19 +268,11 @@ func (s *Service) execute(ctx context.Context, p core.Principal, q *running, sou
 	if timeout > 0 {
 		ctx, cancel = context.WithTimeout(ctx, timeout)
 	}
-	grant, err := s.opts.Fleet.Acquire(ctx, tgt.gateway)
-	if err != nil {
-		cancel()
-		return nil, err
-	}
-	q.granted(grant)
 	path, doc := body(q.rec.ID, tgt.source)
-	resp, err := s.post(ctx, grant.Member, path, doc)
+	grant, resp, err := s.send(ctx, tgt.gateway, q.granted, path, doc)
 	if err != nil {
-		err = s.explain(ctx, p.Tenant, grant.Member, tgt.source, err)
-		grant.Release()
 		cancel()
-		return nil, err
+		return nil, s.explain(ctx, p.Tenant, grant.Member, tgt.source, err)
 	}
 	q.answered()
 	b := &resultBody{ctx: ctx, resp: resp, member: grant.Member, why: func(err error) error { return s.withFate(ctx, grant.Member, err) }}

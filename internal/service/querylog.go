@@ -80,7 +80,8 @@ func (q *running) finish(err error) core.Query {
 	q.rec.State = core.QuerySucceeded
 	if err != nil {
 		e := errs.As(err)
-		q.rec.State, q.rec.Error, q.rec.ErrorStep = core.QueryFailed, e.Message, e.Step
+		q.rec.State, q.rec.Error = core.QueryFailed, e.Message
+		q.rec.ErrorClass, q.rec.ErrorStep = string(e.Class), e.Step
 		if e.Class == errs.Cancelled {
 			q.rec.State = core.QueryCancelled
 		}

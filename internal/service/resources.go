@@ -67,14 +67,19 @@ func (s *Service) Apply(ctx context.Context, docs []Document, dryRun bool) ([]Ap
 		if dryRun {
 			return errDryRun
 		}
+		changed := false
 		for _, d := range a.done {
 			if d.Change == core.Unchanged {
 				continue
 			}
+			changed = true
 			entry := store.AuditEntry{At: s.now(), Tenant: p.Tenant, Who: p.Name, Act: "apply", Object: objectName(d.Kind, d.Name), Note: string(d.Change)}
 			if err := tx.Audit(entry); err != nil {
 				return err
 			}
+		}
+		if !changed {
+			return nil
 		}
 		return s.opts.Fleet.BumpGoals(tx)
 	})
@@ -279,17 +284,18 @@ func (s *Service) Delete(ctx context.Context, kind, name string, force bool) err
 	if err != nil {
 		return unauthenticated(err)
 	}
+	if kind == KindHost {
+		return s.forgetHost(ctx, p, name, force)
+	}
 	k := core.Kind(kind)
 	if core.New(k) == nil {
 		return errs.New(errs.Invalid, "%s can't be deleted", kind).WithHint("pause the gateway whose member or lease it is")
 	}
 	if k == core.KindGateway && !force {
-		ref, err := s.gatewayRef(ctx, p.Tenant, name)
-		if err != nil {
-			return err
+		if err := s.opts.Store.Read(ctx, func(tx store.Tx) error { return deletable(tx, p.Tenant, k, name) }); err != nil {
+			return err // before anything is torn down
 		}
-		// A deletion that will be refused must not cost the gateway its members.
-		err = s.opts.Store.Read(ctx, func(tx store.Tx) error { return deletable(tx, p.Tenant, k, name) })
+		ref, err := s.gatewayRef(ctx, p.Tenant, name)
 		if err != nil {
 			return err
 		}
@@ -304,13 +310,34 @@ func (s *Service) Delete(ctx context.Context, kind, name string, force bool) err
 		return err
 	}
 	s.resourcesChanged(p.Tenant)
-	if k == core.KindGateway && force {
-		s.opts.Fleet.Abandon(name, p.Tenant, "its gateway was deleted with force")
+	if k == core.KindGateway { // a query may have woken it since the pause
+		s.opts.Fleet.Abandon(name, p.Tenant, "its gateway was deleted")
 	}
 	return nil
 }
 
-// deletable refuses what does not exist and what others use.
+// forgetHost forgets a host; with force also the members of one that is lost.
+func (s *Service) forgetHost(ctx context.Context, p core.Principal, name string, force bool) error {
+	hosts, err := s.hosts(ctx)
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(hosts, func(h core.Host) bool { return h.Name == name }) {
+		return errs.New(errs.NotFound, "Host/%s does not exist", name).On("Host/"+name, "")
+	}
+	released, err := s.opts.Fleet.ForgetHost(ctx, name, force)
+	if err != nil {
+		return err
+	}
+	return s.opts.Store.Write(ctx, func(tx store.Tx) error {
+		return tx.Audit(store.AuditEntry{
+			At: s.now(), Tenant: p.Tenant, Who: p.Name, Act: "delete", Object: "Host/" + name,
+			Note: fmt.Sprintf("force %t: %d leases released without their host's confirmation", force, released),
+		})
+	})
+}
+
+// deletable says why a resource can't be deleted.
 func deletable(tx store.Tx, t core.TenantID, k core.Kind, name string) error {
 	all, err := tx.ListResources(t, "")
 	if err != nil {
@@ -330,20 +357,18 @@ func deletable(tx store.Tx, t core.TenantID, k core.Kind, name string) error {
 		return errs.New(errs.Conflict, "%s is in use by %s", object, strings.Join(by, ", ")).On(object, "").
 			WithHint("delete or change what uses it first")
 	}
-	return nil
+	return deleteLinks(tx, t, k, name)
 }
 
 func (s *Service) deleteOne(tx store.Tx, p core.Principal, k core.Kind, name string) error {
 	if err := deletable(tx, p.Tenant, k, name); err != nil {
 		return err
 	}
-	if err := deleteLinks(tx, p.Tenant, k, name); err != nil {
-		return err
-	}
+	object := objectName(k, name)
 	if err := tx.DeleteResource(p.Tenant, k, name); err != nil {
 		return err
 	}
-	if err := tx.Audit(store.AuditEntry{At: s.now(), Tenant: p.Tenant, Who: p.Name, Act: "delete", Object: objectName(k, name)}); err != nil {
+	if err := tx.Audit(store.AuditEntry{At: s.now(), Tenant: p.Tenant, Who: p.Name, Act: "delete", Object: object}); err != nil {
 		return err
 	}
 	return s.opts.Fleet.BumpGoals(tx)

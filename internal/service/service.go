@@ -72,7 +72,9 @@ func New(ctx context.Context, opts Options) (*Service, error) {
 		}
 		return err
 	})
-	if err != nil {
+	if errs.ClassOf(err) == errs.StorageFull { // what runs can go on without it
+		s.log.Warn("queries that were interrupted could not be marked", "error", err)
+	} else if err != nil {
 		return nil, err
 	}
 	s.metrics = newMetrics(s)

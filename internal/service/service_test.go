@@ -116,6 +116,9 @@ func (r *rig) host() {
 	a, b := net.Pipe()
 	go func() { _ = r.fleet.ServeHost(context.Background(), "h", b) }()
 	go func() {
+		if wire.Write(a, hostapi.ToService{Report: &core.HostReport{Host: "h", Installation: "i"}}) != nil {
+			return
+		}
 		for {
 			var msg hostapi.ToHost
 			if wire.Read(a, &msg, 0) != nil {
@@ -509,7 +512,7 @@ func TestUnreachableSourceNamesTheRule(t *testing.T) {
 	r.host()
 	r.member(answer{503, []byte(`{"class":"unavailable","message":"connect to orders.corp.internal: timed out","step":"connect"}`), nil, false})
 	_, err := r.query()
-	if errs.ClassOf(err) != errs.Denied || !strings.Contains(fmt.Sprint(err), "denied by rule gateways/allow-postgres (100) at subnet gateways, outbound") {
+	if errs.ClassOf(err) != errs.Unavailable || !strings.Contains(fmt.Sprint(err), "denied by rule gateways/allow-postgres (100) at subnet gateways, outbound") {
 		t.Errorf("got %v, want the rule", err)
 	}
 }

@@ -94,6 +94,8 @@ type Leases interface {
 type Hosts interface {
 	PutHost(h core.Host) error
 	ListHosts() ([]core.Host, error)
+	// DeleteHost forgets a host without members; Conflict if it has some, or is unknown.
+	DeleteHost(name string) error
 	// NextGoalVersion advances and returns the version of a host's goal state; the
 	// host is made if it is new.
 	NextGoalVersion(host string) (int64, error)

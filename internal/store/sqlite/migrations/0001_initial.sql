@@ -72,7 +72,8 @@ CREATE TABLE hosts (
     goal_version INTEGER NOT NULL,
     seen_version INTEGER NOT NULL,
     last_seen    INTEGER NOT NULL,
-    problems     TEXT    NOT NULL CHECK (json_valid(problems))
+    problems     TEXT    NOT NULL CHECK (json_valid(problems)),
+    installation TEXT    NOT NULL DEFAULT ''
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE queries (
@@ -91,6 +92,7 @@ CREATE TABLE queries (
     rows       INTEGER NOT NULL,
     bytes      INTEGER NOT NULL,
     phases     TEXT    NOT NULL CHECK (json_valid(phases)),
+    error_class TEXT   NOT NULL DEFAULT '',
     error_step TEXT    NOT NULL,
     error      TEXT    NOT NULL
 ) STRICT;
