@@ -161,6 +161,7 @@ func TestPromise2HostIsOutOfReach(t *testing.T) {
 	}
 	targets = append(targets, fmt.Sprintf("10.20.1.7:%d", b.echo), fmt.Sprintf("10.20.1.8:%d", b.echo), fmt.Sprintf("127.0.0.1:%d", b.echo), fmt.Sprintf("10.20.0.1:%d", b.echo),
 		fmt.Sprintf("%s:%d", b.neighbour.TunnelAddress, b.echo))
+	targets = append(targets, b.rogueListeners(t)...)
 	var wg sync.WaitGroup
 	for _, target := range targets {
 		for _, uid := range []int{0, 65532} {
@@ -179,6 +180,32 @@ func TestPromise2HostIsOutOfReach(t *testing.T) {
 	}
 	sendUDP(t, "/proc/self/ns/net", fmt.Sprintf("127.0.0.1:%d", b.echo), "control")
 	eventually(t, 5*time.Second, "the host's server hears datagrams at all", func() bool { return atomic.LoadInt64(b.heard) == 1 })
+}
+
+// rogueListeners answer in the namespaces that members' packets come to, on every address
+// and a port of their own, as a service that was started there by mistake would.
+func (b *battlefield) rogueListeners(t *testing.T) []string {
+	t.Helper()
+	var out []string
+	for _, space := range append(b.spaces("n"), b.vnetSpace(b.attacker), b.tunnelSpace()) {
+		_, port, _ := net.SplitHostPort(listenIn(t, space, "0.0.0.0:0"))
+		text, err := commandIn(space, "ip", "-o", "-4", "addr")
+		if err != nil {
+			t.Fatalf("addresses in %s: %v\n%s", space, err, text)
+		}
+		found := 0
+		for line := range strings.Lines(text) {
+			w := strings.Fields(line)
+			if addr, _, _ := strings.Cut(w[3], "/"); !strings.HasPrefix(addr, "127.") {
+				out = append(out, addr+":"+port)
+				found++
+			}
+		}
+		if found == 0 {
+			t.Errorf("no address in %s", space)
+		}
+	}
+	return out
 }
 
 const relayAddress = "169.254.0.1:8483"

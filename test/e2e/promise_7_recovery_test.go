@@ -58,6 +58,7 @@ func TestPromise7ChaosRecovers(t *testing.T) {
 		t.Errorf("%d samples, %d good and %d bad queries: too little for this test to mean anything", samples, good.Load(), bad.Load())
 	}
 	l.checkPauseLeavesNothing(t)
+	l.checkDeleteLeavesNothing(t)
 }
 
 // keepQuerying runs short and long queries until ctx ends. A query must end in bounded
@@ -111,6 +112,32 @@ func (l *lab) checkPauseLeavesNothing(t *testing.T) {
 	if n := l.activity("md5"); n > 0 {
 		t.Errorf("%d queries still run at the data source", n)
 	}
+}
+
+// checkDeleteLeavesNothing deletes what needs a network, which then goes without any help.
+func (l *lab) checkDeleteLeavesNothing(t *testing.T) {
+	t.Helper()
+	for _, object := range [][2]string{{"datasource", source}, {"gateway", gateway}, {"privateendpoint", "orders-db"}} {
+		l.Must("delete", object[0], object[1])
+	}
+	var left []string
+	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		left = append(append(l.spaces("m"), l.spaces("v")...), l.spaces("n")...)
+		tables, _ := exec.Command("nft", "list", "tables").CombinedOutput()
+		if strings.Contains(string(tables), l.Instance()) {
+			left = append(left, string(tables))
+		}
+		links, _ := net.Interfaces()
+		for _, link := range links {
+			if strings.HasPrefix(link.Name, "s"+l.Instance()+"-") {
+				left = append(left, link.Name)
+			}
+		}
+		if len(left) == 0 {
+			return
+		}
+	}
+	t.Errorf("after everything was deleted there is still: %v", left)
 }
 
 // TestPromise7Reboot takes away what a reboot takes: every process, every namespace,
@@ -329,9 +356,11 @@ func (c *corp) failSome(t *testing.T, api *client.Client) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := tryQuery(ctx, api, "select pg_sleep(30)"); err == nil {
+	mark := "left by a client of " + c.Instance()
+	if err := tryQuery(ctx, api, "select pg_sleep(30) -- "+mark); err == nil {
 		t.Error("a client that went away got a result")
 	}
+	eventually(t, 10*time.Second, "the query of a client that went away ends at the source", func() bool { return c.activity(mark) == 0 })
 }
 
 // usage is what must not grow.
