@@ -12,12 +12,14 @@ import (
 	"github.com/sluice-gateway/sluice/internal/errs"
 )
 
-// reader streams a result. A goroutine of its own decodes ahead: one batch waits in
-// the channel while the next is being made.
+// reader streams a result. A goroutine of its own makes the next batch while the
+// consumer has one. It gets no further ahead: that would not be faster, and each batch
+// more costs its memory, for the whole length of the query.
 type reader struct {
 	refs   atomic.Int64
 	schema *arrow.Schema
 	cancel context.CancelFunc
+	first  arrow.RecordBatch // nil once it was given out
 	ahead  chan arrow.RecordBatch
 	err    error         // final once ahead is closed
 	done   chan struct{} // closed when the goroutine has ended
@@ -29,11 +31,8 @@ var _ array.RecordReader = (*reader)(nil)
 
 // newReader streams what x gives after first. With end set there is nothing more, and x is over.
 func newReader(x *run, cancel context.CancelFunc, first arrow.RecordBatch, end bool) *reader {
-	r := &reader{schema: x.desc.schema, cancel: cancel, ahead: make(chan arrow.RecordBatch, 1), done: make(chan struct{})}
+	r := &reader{schema: x.desc.schema, cancel: cancel, first: first, ahead: make(chan arrow.RecordBatch), done: make(chan struct{})}
 	r.refs.Store(1)
-	if first != nil {
-		r.ahead <- first
-	}
 	if end {
 		close(r.ahead)
 		close(r.done)
@@ -110,6 +109,10 @@ func (r *reader) Schema() *arrow.Schema { return r.schema }
 
 func (r *reader) Next() bool {
 	r.dropCurrent()
+	if r.first != nil {
+		r.cur, r.first = r.first, nil
+		return true
+	}
 	rec, ok := <-r.ahead
 	if !ok {
 		r.failed = r.err
@@ -143,7 +146,8 @@ func (r *reader) Release() {
 	r.cancel()
 	<-r.done
 	r.dropCurrent()
-	for rec := range r.ahead {
-		rec.Release()
+	if r.first != nil {
+		r.first.Release()
+		r.first = nil
 	}
 }

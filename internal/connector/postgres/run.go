@@ -15,7 +15,7 @@ import (
 // Bounds of a batch. Larger ones are not faster, and every reader on the way holds some.
 const (
 	maxBatchRows  = 16 << 10
-	maxBatchBytes = 3 << 19 // on the wire
+	maxBatchBytes = 1 << 20 // on the wire
 )
 
 // errStale says that the server describes the statement otherwise than it did before.
