@@ -62,6 +62,9 @@ func TestDeadline(t *testing.T) {
 	t.Parallel()
 	s := testpg.Shared(t)
 	db := openSource(t, s)
+	if _, _, err := collect(testContext(t), newStatement(t, db, "select 1")); err != nil {
+		t.Fatal(err) // there is a connection: the deadline is the statement's
+	}
 	ctx, cancel := contextFor(t, 300*time.Millisecond)
 	defer cancel()
 	_, _, err := collect(ctx, newStatement(t, db, "select pg_sleep(50)"))
