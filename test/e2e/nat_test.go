@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -63,6 +64,13 @@ func (o *outside) note(addr net.Addr) {
 	o.callers = append(o.callers, host)
 }
 
+// seen are the addresses of those who called so far.
+func (o *outside) seen() []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Clone(o.callers)
+}
+
 // noted is a listener that notes who calls.
 type noted struct {
 	net.Listener
@@ -109,10 +117,10 @@ func TestThroughTheNATGateway(t *testing.T) {
 	if r.Exit != 0 || r.Out != "db\r\norders\r\n" {
 		t.Fatalf("through the NAT gateway: %+v", r)
 	}
-	if len(o.callers) == 0 {
+	if len(o.seen()) == 0 {
 		t.Fatal("nobody called the server outside")
 	}
-	for _, caller := range o.callers {
+	for _, caller := range o.seen() {
 		if caller != o.host {
 			t.Errorf("the server saw %s, want the host's %s", caller, o.host)
 		}
@@ -127,9 +135,9 @@ func TestThroughTheNATGateway(t *testing.T) {
 	c.rewrite("network.yaml", "    natGateway: egress\n", "")
 	c.Must("apply", "-f", c.Example+"/network.yaml")
 	c.Must("gateway", "restart", gateway) // its connections outlive the change
-	before := len(o.callers)
+	before := len(o.seen())
 	wantFailure(t, c.Sluice("query", "-s", "outside", "select 1"), 1, "connect", "no route to "+o.server, "hint: ", "NAT gateway")
-	if len(o.callers) != before {
+	if len(o.seen()) != before {
 		t.Error("without a NAT gateway, the server outside was reached")
 	}
 	wantFailure(t, c.Sluice("check", "-g", gateway, "--timeout", "2s", "--to", fmt.Sprintf("%s:%d", o.server, c.PG.Port)), 1)
