@@ -67,7 +67,7 @@ func TestUpDownAndBackWhenTheRelayDies(t *testing.T) {
 	if _, err := io.Copy(io.Discard, resp.Body); !errors.Is(err, tunnel.ErrBroken) {
 		t.Errorf("in flight: %v", err)
 	}
-	if d := time.Since(began); d > 200*time.Millisecond {
+	if d := time.Since(began); d > 2*time.Second {
 		t.Errorf("the request in flight failed only after %s", d)
 	}
 	if !h.Hub.Connected(tunneltest.Member, tunneltest.Generation) {

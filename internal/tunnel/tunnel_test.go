@@ -208,7 +208,7 @@ func TestClosingTheBodyEndsTheHandler(t *testing.T) {
 		resp.Body.Close()
 		select {
 		case at := <-ended:
-			if d := at.Sub(began); d > 100*time.Millisecond {
+			if d := at.Sub(began); d > patience/4 {
 				t.Errorf("%s: the handler noticed after %s", path, d)
 			}
 		case <-time.After(patience):

@@ -395,7 +395,7 @@ func TestTwentyPortsAtOnce(t *testing.T) {
 	}
 	began = time.Now()
 	l.set(n, cfg)
-	if took := time.Since(began); took > 20*time.Millisecond {
+	if took := time.Since(began); took > 500*time.Millisecond {
 		t.Errorf("a Set that changes nothing took %s", took)
 	}
 }
