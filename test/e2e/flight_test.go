@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"slices"
@@ -21,6 +22,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"github.com/sluice-gateway/sluice/test/e2e/stack"
 )
 
 // shopSchema is what the tests of metadata look at; the schema is their own.
@@ -379,10 +382,16 @@ func TestFlightSignIn(t *testing.T) {
 	t.Parallel()
 	c := newCorp(t) // bad tokens slow their sender down: not on the shared one
 	auth := driver.OptionAuthorizationHeader
-	for name, options := range map[string]map[string]string{
-		"bearer": nil,
-		"basic":  {auth: "", adbc.OptionKeyUsername: "anyone", adbc.OptionKeyPassword: c.Token()},
-	} {
+	basic := func(password string) string {
+		return "Basic " + base64.StdEncoding.EncodeToString([]byte("anyone:"+password))
+	}
+	good := map[string]map[string]string{"bearer": nil, "basic": {auth: basic(c.Token())}}
+	bad := map[string]map[string]string{"wrong bearer": {auth: "Bearer sluice_wrong"}, "wrong basic": {auth: basic("wrong")}, "nothing": {auth: ""}}
+	if !stack.Race { // with these, the driver reads trailers too early: a race of its own
+		good["handshake"] = map[string]string{auth: "", adbc.OptionKeyUsername: "anyone", adbc.OptionKeyPassword: c.Token()}
+		bad["wrong handshake"] = map[string]string{auth: "", adbc.OptionKeyUsername: "anyone", adbc.OptionKeyPassword: "wrong"}
+	}
+	for name, options := range good {
 		cnxn, err := c.connectADBC(options)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -392,11 +401,7 @@ func TestFlightSignIn(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, rows, err)
 		}
 	}
-	for name, options := range map[string]map[string]string{
-		"wrong bearer": {auth: "Bearer sluice_wrong"},
-		"wrong basic":  {auth: "", adbc.OptionKeyUsername: "anyone", adbc.OptionKeyPassword: "wrong"},
-		"nothing":      {auth: ""},
-	} {
+	for name, options := range bad {
 		cnxn, err := c.connectADBC(options)
 		if err == nil {
 			_, _, err = run(t, cnxn, "select 3")

@@ -455,3 +455,6 @@ func processes() string {
 
 // Proc returns the program that was started under a name, nil if none was.
 func (s *Stack) Proc(name string) *Proc { return s.procs.get(name) }
+
+// Race tells whether the tests were built with the race detector.
+const Race = raceEnabled
