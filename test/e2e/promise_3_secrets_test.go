@@ -90,7 +90,7 @@ func watchProcesses(t *testing.T, secrets []secret) (stop func() map[string]bool
 			select {
 			case <-done:
 				return
-			case <-time.After(10 * time.Millisecond):
+			case <-time.After(20 * time.Millisecond):
 			}
 		}
 	}()
@@ -258,7 +258,8 @@ func searchAnswers(t *testing.T, l *lab, secrets []secret) {
 func searchGoal(t *testing.T, l *lab, secrets []secret) {
 	t.Helper()
 	l.kill("host")
-	goal := goalOf(t, l, "h1")
+	host := objects[core.Host](t, l.api, "hosts")[0]
+	goal := goalOf(t, l, host)
 	if len(goal.VNets) == 0 || len(goal.Members) == 0 {
 		t.Errorf("the goal state has %d networks and %d members: nothing to look at", len(goal.VNets), len(goal.Members))
 	}
@@ -281,8 +282,8 @@ func sourceUser(l *lab) string {
 	return strings.TrimSpace(user)
 }
 
-// goalOf joins the service as a host and returns the first goal state.
-func goalOf(t *testing.T, l *lab, name string) core.GoalState {
+// goalOf joins the service as the host that it knows and returns the first goal state.
+func goalOf(t *testing.T, l *lab, host core.Host) core.GoalState {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
@@ -296,7 +297,7 @@ func goalOf(t *testing.T, l *lab, name string) core.GoalState {
 	}
 	dial := func(ctx context.Context) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "tcp", l.Hosts) }
 	keeper, err := identity.New(identity.KeeperOptions{
-		Role: memberapi.RoleHost, Name: name, Token: core.NewSecret(strings.TrimSpace(string(token))), CAPEM: ca, Dial: dial,
+		Role: memberapi.RoleHost, Name: host.Name, Token: core.NewSecret(strings.TrimSpace(string(token))), CAPEM: ca, Dial: dial,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -311,6 +312,10 @@ func goalOf(t *testing.T, l *lab, name string) core.GoalState {
 	defer raw.Close()
 	_ = raw.SetDeadline(time.Now().Add(20 * time.Second))
 	conn := tls.Client(raw, keeper.TLSConfig(memberapi.ProtoHost))
+	report := core.HostReport{Host: host.Name, Installation: host.Installation} // nothing is complete in it
+	if err := wire.Write(conn, hostapi.ToService{Report: &report}); err != nil {
+		t.Fatalf("report as the host: %v", err)
+	}
 	for {
 		var msg hostapi.ToHost
 		if err := wire.Read(conn, &msg, 0); err != nil {
