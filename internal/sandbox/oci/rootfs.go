@@ -60,7 +60,7 @@ func (r *rootfs) ensure() error {
 	if err != nil {
 		return err
 	}
-	if r.name != "" && stamp[0].same(r.stamp[0]) && stamp[1].same(r.stamp[1]) && isDir(r.path(r.name)) {
+	if r.name != "" && stamp[0].same(r.stamp[0]) && stamp[1].same(r.stamp[1]) && complete(r.path(r.name)) {
 		return nil
 	}
 	name, err := r.build()
@@ -102,8 +102,10 @@ func (r *rootfs) build() (name string, err error) {
 	}
 	defer os.RemoveAll(tmp)
 	name, err = r.fill(tmp)
-	if err == nil && !isDir(r.path(name)) {
-		err = os.Rename(tmp, r.path(name))
+	if err == nil && !complete(r.path(name)) {
+		if err = r.remove(name); err == nil { // what a removal that was cut off left
+			err = os.Rename(tmp, r.path(name))
+		}
 	}
 	if err != nil {
 		return "", fmt.Errorf("build the members' root file system: %w", err)
@@ -111,8 +113,34 @@ func (r *rootfs) build() (name string, err error) {
 	return name, nil
 }
 
+// rootfsDirs are the directories of the file system, parents first.
+var rootfsDirs = []string{"", "proc", "dev", "etc", "etc/ssl", "etc/ssl/certs"}
+
+// complete reports whether a version has everything in it.
+func complete(path string) bool {
+	for _, p := range append([]string{programPath, caPath}, rootfsDirs...) {
+		if _, err := os.Lstat(filepath.Join(path, p)); err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// remove takes a version's name away first, so that a removal that is cut off leaves
+// nothing that looks like a version.
+func (r *rootfs) remove(name string) error {
+	gone := filepath.Join(r.dir, ".old-"+name)
+	if err := os.RemoveAll(gone); err != nil {
+		return err
+	}
+	if err := os.Rename(r.path(name), gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.RemoveAll(gone)
+}
+
 func (r *rootfs) fill(dir string) (name string, err error) {
-	for _, d := range []string{"", "proc", "dev", "etc", "etc/ssl", "etc/ssl/certs"} {
+	for _, d := range rootfsDirs {
 		path := filepath.Join(dir, d)
 		if err := os.MkdirAll(path, 0o755); err != nil {
 			return "", err
@@ -166,13 +194,8 @@ func (r *rootfs) prune(inUse func() map[string]bool) error {
 	var failed []error
 	for _, e := range entries {
 		if name := e.Name(); name != r.name && !used[name] && r.starts[name] == 0 {
-			failed = append(failed, os.RemoveAll(r.path(name)))
+			failed = append(failed, r.remove(name))
 		}
 	}
 	return errors.Join(failed...)
-}
-
-func isDir(path string) bool {
-	fi, err := os.Stat(path)
-	return err == nil && fi.IsDir()
 }
