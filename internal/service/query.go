@@ -67,15 +67,15 @@ func (s *Service) target(ctx context.Context, t core.TenantID, name string) (tar
 func (s *Service) Query(ctx context.Context, in QueryInput) (*Result, error) {
 	return s.run(ctx, in.Source, in, func(id string, src memberapi.Source) (string, any) {
 		return memberapi.PathQuery, memberapi.QueryRequest{
-			QueryID: id, Source: src, SQL: in.SQL, Params: in.Params, Update: in.Update, TimeoutMS: memberTime(in.Timeout).Milliseconds(),
+			QueryID: id, Source: src, SQL: in.SQL, Params: in.Params, Update: in.Update, TimeoutMS: in.Timeout.Milliseconds(),
 		}
 	})
 }
 
-// memberTime is the bound that a member is given: a little less than the query's own,
-// so that its error, which names the step, comes before ours.
-func memberTime(d time.Duration) time.Duration {
-	return d - min(d/10, 250*time.Millisecond)
+// withGrace is the service's own bound of a query: a little more than the member's, so
+// that the member's error, which names the step, comes first.
+func withGrace(d time.Duration) time.Duration {
+	return d + min(d/10, 250*time.Millisecond)
 }
 
 // Metadata implements Frontend.
@@ -266,7 +266,7 @@ func (s *Service) execute(ctx context.Context, p core.Principal, q *running, sou
 	q.rec.Gateway = tgt.gateway.Name
 	cancel := func() {}
 	if timeout > 0 {
-		ctx, cancel = context.WithTimeout(ctx, timeout)
+		ctx, cancel = context.WithTimeout(ctx, withGrace(timeout))
 	}
 	path, doc := body(q.rec.ID, tgt.source)
 	grant, resp, err := s.send(ctx, tgt.gateway, q.granted, path, doc)
