@@ -155,7 +155,7 @@ func (c *corp) containers() map[string]int {
 		if err != nil {
 			continue
 		}
-		for _, word := range strings.Fields(string(text)) {
+		for word := range strings.FieldsSeq(string(text)) {
 			if pid, err := strconv.Atoi(word); err == nil && pid > 1 && alive(pid) {
 				out[filepath.Base(filepath.Dir(procs))] = pid
 				break

@@ -151,6 +151,9 @@ func storeHolders(t *testing.T, db *sql.DB) map[string][]string {
 		}
 		out[address] = append(out[address], who)
 	}
+	if err := rows.Err(); err != nil {
+		t.Errorf("read the store: %v", err)
+	}
 	return out
 }
 

@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -199,7 +200,10 @@ func use(t *testing.T, l *lab, secrets []secret, works bool) {
 // postQuery speaks HTTP over TCP as curl would, and returns the whole answer.
 func postQuery(t *testing.T, l *lab, accept, sql string) []byte {
 	t.Helper()
-	body, _ := json.Marshal(map[string]string{"source": source, "sql": sql})
+	body, err := json.Marshal(map[string]string{"source": source, "sql": sql})
+	if err != nil {
+		t.Fatal(err)
+	}
 	return request(t, l, http.MethodPost, "/v1/query", accept, body)
 }
 
@@ -334,12 +338,18 @@ func searchFiles(t *testing.T, l *lab, secrets []secret) {
 	read := map[string]bool{}
 	for _, root := range []string{l.Data, l.Run} {
 		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-			if err != nil || !d.Type().IsRegular() {
+			if errors.Is(err, fs.ErrNotExist) || err == nil && !d.Type().IsRegular() {
 				return nil // gone meanwhile, or not a file
 			}
-			doc, err := os.ReadFile(path)
 			if err != nil {
+				return err
+			}
+			doc, err := os.ReadFile(path)
+			if errors.Is(err, fs.ErrNotExist) {
 				return nil
+			}
+			if err != nil {
+				return err
 			}
 			read[filepath.Base(path)] = true
 			findIn(t, secrets, path, doc)

@@ -5,6 +5,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -176,11 +177,10 @@ func ifDown(name string) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
 	req, err := unix.NewIfreq(name)
-	if err != nil {
-		return err
+	if err == nil {
+		req.SetUint16(0)
+		err = unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req)
 	}
-	req.SetUint16(0)
-	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req)
+	return errors.Join(err, unix.Close(fd))
 }
