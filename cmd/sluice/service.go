@@ -204,11 +204,7 @@ func (s *runningService) tlsConfig() (*tls.Config, error) {
 	if s.flags.tlsCert == "" && s.flags.tlsKey == "" {
 		return nil, nil
 	}
-	cert, err := tls.LoadX509KeyPair(s.flags.tlsCert, s.flags.tlsKey)
-	if err != nil {
-		return nil, fmt.Errorf("--tls-cert and --tls-key: %w", err)
-	}
-	return &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}, nil
+	return httpapi.LoadTLS(s.flags.tlsCert, s.flags.tlsKey)
 }
 
 // announce shows the first token, once, and where the service answers.

@@ -155,6 +155,7 @@ func (f *Fleet) wakeUp(gw GatewayRef) ([]core.Phase, error) {
 		} else if f.done.Err() != nil {
 			return nil, err
 		}
+		f.waitPaused(gw.UID, m) // nothing is placed while the gateway is paused
 	}
 	for {
 		m, err := f.place(f.done, gw)

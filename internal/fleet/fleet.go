@@ -171,7 +171,11 @@ func (f *Fleet) Members(t core.TenantID) []core.Member {
 	var out []core.Member
 	for _, id := range slices.Sorted(maps.Keys(f.live)) {
 		if m := f.live[id]; t == "" || m.Tenant == t {
-			out = append(out, m.Member)
+			row := m.Member
+			if m.condemned != "" && row.State != core.MemberLeaving { // keep() is about to store it
+				row.State, row.Reason = core.MemberLeaving, m.condemned
+			}
+			out = append(out, row)
 		}
 	}
 	return out

@@ -610,3 +610,40 @@ func TestClip(t *testing.T) {
 		}
 	}
 }
+
+func TestWakeThatAPauseEndsPlacesNothingMeanwhile(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	first := r.host("h", func(h *scripted) { h.noDial = true })
+	if _, err := r.fleet.place(t.Context(), corpBI); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("placed", func() bool { return len(r.fleet.Members(tenant)) == 1 })
+	res := make(chan error, 1)
+	go func() { // joins the member that is on its way
+		g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
+		if err == nil {
+			g.Release()
+		}
+		res <- err
+	}()
+	r.eventually("a wake waits", func() bool {
+		r.fleet.mu.Lock()
+		defer r.fleet.mu.Unlock()
+		return r.fleet.wakes["g1"] != nil
+	})
+	time.Sleep(20 * time.Millisecond)
+	first.mu.Lock()
+	first.noDial, first.keep = false, true // the pause lasts: nothing is torn down
+	first.mu.Unlock()
+	_ = r.fleet.Pause(within(t, 300*time.Millisecond), corpBI, "test")
+	first.mu.Lock()
+	injected := first.injected
+	first.mu.Unlock()
+	if injected != 1 {
+		t.Errorf("%d members were injected while the gateway was being paused, want 1", injected)
+	}
+	if err := <-res; err != nil {
+		t.Errorf("the query that waited: %v", err)
+	}
+}

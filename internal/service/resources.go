@@ -355,7 +355,7 @@ func deletable(tx store.Tx, t core.TenantID, k core.Kind, name string) error {
 	}
 	if by := validate.DeleteBlockers(set, k, name); len(by) > 0 {
 		return errs.New(errs.Conflict, "%s is in use by %s", object, strings.Join(by, ", ")).On(object, "").
-			WithHint("delete or change what uses it first")
+			WithHint("delete what uses it first, or apply that without the reference")
 	}
 	return deleteLinks(tx, t, k, name)
 }
