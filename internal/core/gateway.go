@@ -8,6 +8,10 @@ type Gateway struct {
 	Members   MemberRange `json:"members,omitzero"`
 	AutoPause Duration    `json:"autoPause,omitempty"` // default 30m
 	Size      MemberSize  `json:"size,omitzero"`
+	// NetworkSecurityGroup applies to each member's interface, beside the subnet's.
+	NetworkSecurityGroup string `json:"networkSecurityGroup,omitempty"`
+	// ApplicationSecurityGroups that its members' addresses belong to.
+	ApplicationSecurityGroups []string `json:"applicationSecurityGroups,omitempty"`
 }
 
 // MemberRange bounds how many members a gateway runs. Max defaults to 1.

@@ -19,10 +19,27 @@ type GoalVNet struct {
 	Name         string                 `json:"name"`
 	AddressSpace []netip.Prefix         `json:"addressSpace"`
 	Subnets      []Subnet               `json:"subnets"`
-	NSGs         []NetworkSecurityGroup `json:"nsgs,omitempty"` // those that its subnets name
+	NSGs         []NetworkSecurityGroup `json:"nsgs,omitempty"`        // those that its subnets and gateways name
+	ASGs         []GoalASG              `json:"asgs,omitempty"`        // those that its NSGs name
+	ServiceTags  []ServiceTag           `json:"serviceTags,omitempty"` // those that its NSGs name
+	NICs         []GoalNIC              `json:"nics,omitempty"`
 	NATGateways  []GoalNATGateway       `json:"natGateways,omitempty"`
 	Endpoints    []GoalEndpoint         `json:"endpoints,omitempty"`
 	Zones        []GoalZone             `json:"zones,omitempty"`
+}
+
+// GoalASG is an application security group with the addresses in the virtual network
+// that belong to it.
+type GoalASG struct {
+	Name      string       `json:"name"`
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+}
+
+// GoalNIC is a member's interface that an NSG of its own applies to.
+type GoalNIC struct {
+	Address netip.Addr `json:"address"`
+	Gateway string     `json:"gateway"`
+	NSG     string     `json:"nsg"`
 }
 
 // GoalNATGateway is a NAT gateway of a virtual network.

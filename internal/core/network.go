@@ -54,16 +54,19 @@ const (
 )
 
 // NetworkSecurityGroup is a list of rules; the first that matches, by ascending
-// priority, decides. The default rules follow the declared ones.
+// priority, decides. The default rules follow the declared ones. A change acts on new
+// flows; with Revoke it also cuts the established ones that the rules now deny.
 type NetworkSecurityGroup struct {
-	Name  string         `json:"name"`
-	Rules []SecurityRule `json:"rules,omitempty"`
+	Name   string         `json:"name"`
+	Revoke bool           `json:"revoke,omitempty"`
+	Rules  []SecurityRule `json:"rules,omitempty"`
 }
 
 // SecurityRule is one rule. Source and Destination hold "Any", an address, a
-// prefix or a service tag (VirtualNetwork, Internet, LoadBalancer, PlatformDNS,
-// PlatformTunnel) each; an empty list means Any. Ports are "5432" or
-// "8000-8999"; an empty list, or "*" in it, means every port.
+// prefix, the name of an application security group, or a service tag (VirtualNetwork,
+// Internet, LoadBalancer, PlatformDNS, PlatformTunnel, or a ServiceTag's name) each; an
+// empty list means Any. Ports are "5432" or "8000-8999"; an empty list, or "*" in it,
+// means every port.
 type SecurityRule struct {
 	Name             string    `json:"name"`
 	Priority         int       `json:"priority"`
@@ -74,6 +77,18 @@ type SecurityRule struct {
 	SourcePorts      []string  `json:"sourcePorts,omitempty"`
 	Destination      []string  `json:"destination,omitempty"`
 	DestinationPorts []string  `json:"destinationPorts,omitempty"`
+}
+
+// ApplicationSecurityGroup is a name for the addresses of those that list it: a
+// gateway's members, private endpoints. Rules name it in place of the addresses.
+type ApplicationSecurityGroup struct {
+	Name string `json:"name"`
+}
+
+// ServiceTag is an administrator's name for prefixes, which rules may name.
+type ServiceTag struct {
+	Name     string         `json:"name"`
+	Prefixes []netip.Prefix `json:"prefixes"`
 }
 
 // NATGateway gives the subnets that name it a way out. PublicAddresses holds
@@ -100,6 +115,8 @@ type PrivateEndpoint struct {
 	Address netip.Addr `json:"address,omitzero"` // left out: the next free one, filled in by the service
 	Target  string     `json:"target"`           // host:port; the endpoint answers on the same port
 	DNSName string     `json:"dnsName,omitempty"`
+	// ApplicationSecurityGroups that its address belongs to.
+	ApplicationSecurityGroups []string `json:"applicationSecurityGroups,omitempty"`
 }
 
 // Kind implements Resource.
@@ -113,6 +130,18 @@ func (n *NetworkSecurityGroup) Kind() Kind { return KindNetworkSecurityGroup }
 
 // ResourceName implements Resource.
 func (n *NetworkSecurityGroup) ResourceName() string { return n.Name }
+
+// Kind implements Resource.
+func (g *ApplicationSecurityGroup) Kind() Kind { return KindApplicationSecurityGroup }
+
+// ResourceName implements Resource.
+func (g *ApplicationSecurityGroup) ResourceName() string { return g.Name }
+
+// Kind implements Resource.
+func (t *ServiceTag) Kind() Kind { return KindServiceTag }
+
+// ResourceName implements Resource.
+func (t *ServiceTag) ResourceName() string { return t.Name }
 
 // Kind implements Resource.
 func (n *NATGateway) Kind() Kind { return KindNATGateway }

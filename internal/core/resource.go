@@ -7,26 +7,28 @@ type Kind string
 
 // The kinds of resource that users declare.
 const (
-	KindVirtualNetwork       Kind = "VirtualNetwork"
-	KindNetworkSecurityGroup Kind = "NetworkSecurityGroup"
-	KindNATGateway           Kind = "NATGateway"
-	KindPrivateDNSZone       Kind = "PrivateDNSZone"
-	KindPrivateEndpoint      Kind = "PrivateEndpoint"
-	KindGateway              Kind = "Gateway"
-	KindDataSource           Kind = "DataSource"
+	KindVirtualNetwork           Kind = "VirtualNetwork"
+	KindNetworkSecurityGroup     Kind = "NetworkSecurityGroup"
+	KindNATGateway               Kind = "NATGateway"
+	KindApplicationSecurityGroup Kind = "ApplicationSecurityGroup"
+	KindServiceTag               Kind = "ServiceTag"
+	KindPrivateDNSZone           Kind = "PrivateDNSZone"
+	KindPrivateEndpoint          Kind = "PrivateEndpoint"
+	KindGateway                  Kind = "Gateway"
+	KindDataSource               Kind = "DataSource"
 )
 
 // Kinds lists the kinds that users declare, in the order in which resources that
 // stand on each other are shown.
 func Kinds() []Kind {
 	return []Kind{
-		KindVirtualNetwork, KindNetworkSecurityGroup, KindNATGateway, KindPrivateDNSZone,
+		KindVirtualNetwork, KindNetworkSecurityGroup, KindApplicationSecurityGroup, KindServiceTag, KindNATGateway, KindPrivateDNSZone,
 		KindPrivateEndpoint, KindGateway, KindDataSource,
 	}
 }
 
 // Resource is a declared object: one of the pointer types *VirtualNetwork,
-// *NetworkSecurityGroup, *NATGateway, *PrivateDNSZone, *PrivateEndpoint, *Gateway,
+// *NetworkSecurityGroup, *ApplicationSecurityGroup, *ServiceTag, *NATGateway, *PrivateDNSZone, *PrivateEndpoint, *Gateway,
 // *DataSource. The JSON of a resource is its fields; kind stands beside them on
 // the wire and in files and is not a field of the struct.
 type Resource interface {
@@ -41,6 +43,10 @@ func New(k Kind) Resource {
 		return &VirtualNetwork{}
 	case KindNetworkSecurityGroup:
 		return &NetworkSecurityGroup{}
+	case KindApplicationSecurityGroup:
+		return &ApplicationSecurityGroup{}
+	case KindServiceTag:
+		return &ServiceTag{}
 	case KindNATGateway:
 		return &NATGateway{}
 	case KindPrivateDNSZone:

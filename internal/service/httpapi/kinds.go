@@ -19,6 +19,8 @@ func Kinds() []Kind {
 	return []Kind{
 		{string(core.KindVirtualNetwork), "virtualnetworks", true},
 		{string(core.KindNetworkSecurityGroup), "networksecuritygroups", true},
+		{string(core.KindApplicationSecurityGroup), "applicationsecuritygroups", true},
+		{string(core.KindServiceTag), "servicetags", true},
 		{string(core.KindNATGateway), "natgateways", true},
 		{string(core.KindPrivateDNSZone), "privatednszones", true},
 		{string(core.KindPrivateEndpoint), "privateendpoints", true},
