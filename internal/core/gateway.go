@@ -33,6 +33,9 @@ type DataSource struct {
 	Gateway    string            `json:"gateway"`
 	Type       string            `json:"type"` // a connector's name: "postgres"
 	Parameters map[string]string `json:"parameters,omitempty"`
+	// DNSServers resolve the source's name in place of the virtual network's resolver, asked
+	// in order: addresses, or address:port. The member asks them itself, under its NSG.
+	DNSServers []string `json:"dnsServers,omitempty"`
 	// ReadOnly is true unless the user says otherwise.
 	ReadOnly    *bool       `json:"readOnly,omitempty"`
 	Credentials Credentials `json:"credentials,omitzero"`

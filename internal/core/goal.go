@@ -26,6 +26,7 @@ type GoalVNet struct {
 	NATGateways  []GoalNATGateway       `json:"natGateways,omitempty"`
 	Endpoints    []GoalEndpoint         `json:"endpoints,omitempty"`
 	Zones        []GoalZone             `json:"zones,omitempty"`
+	DNS          GoalDNS                `json:"dns,omitzero"`
 }
 
 // GoalASG is an application security group with the addresses in the virtual network
@@ -56,18 +57,6 @@ type GoalEndpoint struct {
 	Address netip.Addr `json:"address"`
 	Port    uint16     `json:"port"`   // the endpoint's port, that of the target
 	Target  string     `json:"target"` // host:port, as the host reaches it
-}
-
-// GoalZone is a private DNS zone that is linked to the virtual network.
-type GoalZone struct {
-	Name    string       `json:"name"`
-	Records []GoalRecord `json:"records,omitempty"`
-}
-
-// GoalRecord is an address record: a name (fully qualified, no trailing dot) and its address.
-type GoalRecord struct {
-	Name    string     `json:"name"`
-	Address netip.Addr `json:"address"`
 }
 
 // GoalMember is a member that the host must be running.

@@ -11,6 +11,7 @@ type VirtualNetwork struct {
 	Name         string         `json:"name"`
 	AddressSpace []netip.Prefix `json:"addressSpace"`
 	Subnets      []Subnet       `json:"subnets,omitempty"`
+	DNS          VNetDNS        `json:"dns,omitzero"`
 }
 
 // Subnet is a range of a virtual network. NSG and NATGateway are names, empty for none.
@@ -100,10 +101,15 @@ type NATGateway struct {
 	IdleTimeout     Duration `json:"idleTimeout,omitempty"` // default 4m; 4m to 120m
 }
 
-// PrivateDNSZone is a zone that the resolvers of the linked virtual networks answer.
+// PrivateDNSZone is a zone that the resolvers of the linked virtual networks answer: its
+// record sets, and the names of the private endpoints that lie in it.
 type PrivateDNSZone struct {
-	Name  string   `json:"name"`
-	VNets []string `json:"vnets,omitempty"`
+	Name string `json:"name"`
+	// Zone is the DNS name. Default: Name. Two zones may share it, for different networks.
+	Zone    string         `json:"zone,omitempty"`
+	VNets   []string       `json:"vnets,omitempty"`
+	TTL     Duration       `json:"ttl,omitempty"` // of record sets that state none; default 30s
+	Records []DNSRecordSet `json:"records,omitempty"`
 }
 
 // PrivateEndpoint is an address in a subnet that stands for a data service which

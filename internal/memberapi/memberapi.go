@@ -50,10 +50,12 @@ const StatusOK = "ok"
 // exists only inside the TLS connection between service and member and in their
 // memory: it is never stored or logged.
 type Source struct {
-	Name       string              `json:"name"`
-	Type       string              `json:"type"`
-	Parameters map[string]string   `json:"parameters,omitempty"`
-	ReadOnly   bool                `json:"readOnly"`
+	Name       string            `json:"name"`
+	Type       string            `json:"type"`
+	Parameters map[string]string `json:"parameters,omitempty"`
+	ReadOnly   bool              `json:"readOnly"`
+	// DNSServers, as host:port, resolve the source's name in place of Boot.DNSServers.
+	DNSServers []string            `json:"dnsServers,omitempty"`
 	Credential core.CredentialKind `json:"credential,omitempty"`
 	Username   string              `json:"username,omitempty"`
 	// Password is in the clear here: see the type's comment. LogValue and String hide it.

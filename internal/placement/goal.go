@@ -61,6 +61,7 @@ func VNet(stored core.Stored, v *core.VirtualNetwork, set []core.Stored) core.Go
 	out := core.GoalVNet{
 		UID: stored.UID, Tenant: stored.Tenant, Name: v.Name,
 		AddressSpace: v.AddressSpace, Subnets: v.Subnets,
+		DNS: core.GoalDNS{Servers: core.DNSServers(v.DNS.Servers), Timeout: v.DNS.Timeout},
 	}
 	nsgs := map[string]bool{}
 	for _, s := range v.Subnets {
@@ -82,7 +83,7 @@ func VNet(stored core.Stored, v *core.VirtualNetwork, set []core.Stored) core.Go
 			}
 		case *core.PrivateDNSZone:
 			if slices.Contains(spec.VNets, v.Name) {
-				out.Zones = append(out.Zones, core.GoalZone{Name: spec.Name, Records: zoneRecords(spec.Name, v.Name, set)})
+				out.Zones = append(out.Zones, goalZone(spec, v.Name, set))
 			}
 		}
 	}
@@ -99,8 +100,22 @@ func goalEndpoint(uid string, e *core.PrivateEndpoint) core.GoalEndpoint {
 	return out
 }
 
-// zoneRecords are the names of the VNet's endpoints that lie in the zone.
-func zoneRecords(zone, vnet string, set []core.Stored) []core.GoalRecord {
+// goalZone is a zone as one of its networks sees it: with the names of that network's
+// endpoints.
+func goalZone(z *core.PrivateDNSZone, vnet string, set []core.Stored) core.GoalZone {
+	out := core.GoalZone{Name: z.Domain(), Records: endpointRecords(z.Domain(), vnet, set)}
+	for _, r := range z.Records {
+		ttl := r.TTL
+		if ttl == 0 {
+			ttl = z.TTL
+		}
+		out.Records = append(out.Records, core.GoalRecord{Name: r.FullName(out.Name), Type: r.Type, TTL: ttl, Values: r.Values})
+	}
+	return out
+}
+
+// endpointRecords are the names of the VNet's endpoints that lie in the zone.
+func endpointRecords(zone, vnet string, set []core.Stored) []core.GoalRecord {
 	var out []core.GoalRecord
 	for _, r := range set {
 		e, ok := r.Spec.(*core.PrivateEndpoint)

@@ -49,6 +49,7 @@ func (s *Service) target(ctx context.Context, t core.TenantID, name string) (tar
 		source: memberapi.Source{
 			Name: ds.Name, Type: ds.Type, Parameters: ds.Parameters, ReadOnly: ds.IsReadOnly(),
 			Credential: ds.Credentials.Kind, Username: ds.Credentials.Username,
+			DNSServers: core.DNSServers(ds.DNSServers),
 		},
 		gateway: fleet.GatewayRef{Tenant: t, Name: ds.Gateway, UID: gw.UID},
 	}
