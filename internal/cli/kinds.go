@@ -27,7 +27,9 @@ type column struct {
 
 var kinds = []kind{
 	{"VirtualNetwork", "virtualnetworks", []column{{"NAME", "name", nil}, {"ADDRESS SPACE", "addressSpace", nil}, {"SUBNETS", "", subnets}}},
-	{"NetworkSecurityGroup", "networksecuritygroups", []column{{"NAME", "name", nil}, {"RULES", "", count("rules")}}},
+	{"NetworkSecurityGroup", "networksecuritygroups", []column{{"NAME", "name", nil}, {"RULES", "", count("rules")}, {"REVOKE", "revoke", nil}}},
+	{"ApplicationSecurityGroup", "applicationsecuritygroups", []column{{"NAME", "name", nil}}},
+	{"ServiceTag", "servicetags", []column{{"NAME", "name", nil}, {"PREFIXES", "", count("prefixes")}}},
 	{"NATGateway", "natgateways", []column{{"NAME", "name", nil}, {"VNET", "vnet", nil}, {"PUBLIC ADDRESSES", "publicAddresses", nil}, {"IDLE TIMEOUT", "idleTimeout", nil}}},
 	{"PrivateDNSZone", "privatednszones", []column{{"NAME", "name", nil}, {"VNETS", "vnets", nil}}},
 	{"PrivateEndpoint", "privateendpoints", []column{{"NAME", "name", nil}, {"VNET", "vnet", nil}, {"SUBNET", "subnet", nil}, {"ADDRESS", "address", nil}, {"TARGET", "target", nil}, {"DNS NAME", "dnsName", nil}}},

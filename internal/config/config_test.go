@@ -29,6 +29,15 @@ func env(pairs ...string) func(string) (string, bool) {
 	}
 }
 
+// kindList is how messages list the kinds.
+func kindList() string {
+	var out []string
+	for _, k := range core.Kinds() {
+		out = append(out, string(k))
+	}
+	return strings.Join(out, ", ")
+}
+
 func read(text string, pairs ...string) (config.Result, error) {
 	return config.Read(config.Options{LookupEnv: env(pairs...)}, "f.yaml", strings.NewReader(text))
 }
@@ -70,15 +79,15 @@ func TestRefused(t *testing.T) {
 	for name, c := range map[string]struct{ in, want string }{
 		"unknown kind": {
 			"kind: Gatewy\nname: a\n",
-			"f.yaml:1: Gatewy/a kind: unknown kind \"Gatewy\": did you mean Gateway? The kinds are VirtualNetwork, NetworkSecurityGroup, NATGateway, PrivateDNSZone, PrivateEndpoint, Gateway, DataSource",
+			"f.yaml:1: Gatewy/a kind: unknown kind \"Gatewy\": did you mean Gateway? The kinds are " + kindList(),
 		},
 		"kind in another case": {
 			"kind: gateway\nname: a\n",
-			"f.yaml:1: gateway/a kind: unknown kind \"gateway\": did you mean Gateway? The kinds are VirtualNetwork, NetworkSecurityGroup, NATGateway, PrivateDNSZone, PrivateEndpoint, Gateway, DataSource",
+			"f.yaml:1: gateway/a kind: unknown kind \"gateway\": did you mean Gateway? The kinds are " + kindList(),
 		},
 		"no kind": {
 			"name: a\n",
-			"f.yaml:1: /a kind: the resource does not say its kind: the kinds are VirtualNetwork, NetworkSecurityGroup, NATGateway, PrivateDNSZone, PrivateEndpoint, Gateway, DataSource",
+			"f.yaml:1: /a kind: the resource does not say its kind: the kinds are " + kindList(),
 		},
 		"no name":        {"\n\nkind: Gateway\nvnet: a\n", "f.yaml:3: Gateway name: a Gateway needs a name"},
 		"empty name":     {"kind: Gateway\nname: \"\"\n", "f.yaml:2: Gateway name: a Gateway needs a name"},

@@ -34,7 +34,7 @@ func Goal(host string, version int64, resources []core.Stored, members []core.Me
 		}
 		for _, r := range set {
 			if v, ok := r.Spec.(*core.VirtualNetwork); ok && (used[v.Name] || wanted[r.UID]) {
-				goal.VNets = append(goal.VNets, VNet(r, v, set))
+				goal.VNets = append(goal.VNets, VNet(r, v, set, members))
 			}
 		}
 	}
@@ -56,8 +56,9 @@ func goalMember(m core.Member) core.GoalMember {
 }
 
 // VNet resolves everything that a virtual network refers to, or that refers to it,
-// within one tenant's resources.
-func VNet(stored core.Stored, v *core.VirtualNetwork, set []core.Stored) core.GoalVNet {
+// within one tenant's resources. Members may be those of every tenant and host: an
+// address belongs to its groups wherever its member runs.
+func VNet(stored core.Stored, v *core.VirtualNetwork, set []core.Stored, members []core.Member) core.GoalVNet {
 	out := core.GoalVNet{
 		UID: stored.UID, Tenant: stored.Tenant, Name: v.Name,
 		AddressSpace: v.AddressSpace, Subnets: v.Subnets,
@@ -66,6 +67,11 @@ func VNet(stored core.Stored, v *core.VirtualNetwork, set []core.Stored) core.Go
 	nsgs := map[string]bool{}
 	for _, s := range v.Subnets {
 		nsgs[s.NSG] = true
+	}
+	for _, r := range set {
+		if g, ok := r.Spec.(*core.Gateway); ok && g.VNet == v.Name {
+			nsgs[g.NetworkSecurityGroup] = true
+		}
 	}
 	for _, r := range set {
 		switch spec := r.Spec.(type) {
@@ -87,6 +93,7 @@ func VNet(stored core.Stored, v *core.VirtualNetwork, set []core.Stored) core.Go
 			}
 		}
 	}
+	resolveGroups(&out, set, members)
 	return out
 }
 

@@ -103,3 +103,40 @@ func TestGoal(t *testing.T) {
 		t.Errorf("goal state (-want +got):\n%s", diff)
 	}
 }
+
+func TestGoalResolvesGroups(t *testing.T) {
+	stored := func(uid string, r core.Resource) core.Stored { return core.Stored{Tenant: "t", UID: uid, Spec: r} }
+	vnet := &core.VirtualNetwork{Name: "corp", Subnets: []core.Subnet{{Name: "s"}}}
+	set := []core.Stored{
+		stored("v1", vnet),
+		stored("a1", &core.ApplicationSecurityGroup{Name: "web"}), stored("a2", &core.ApplicationSecurityGroup{Name: "idle"}),
+		stored("t1", &core.ServiceTag{Name: "OnPremises"}), stored("t2", &core.ServiceTag{Name: "Unnamed"}),
+		stored("n1", &core.NetworkSecurityGroup{Name: "nic", Rules: []core.SecurityRule{{Source: []string{"web"}, Destination: []string{"OnPremises"}}}}),
+		stored("g1", &core.Gateway{Name: "g", VNet: "corp", NetworkSecurityGroup: "nic", ApplicationSecurityGroups: []string{"web", "idle"}}),
+		stored("g2", &core.Gateway{Name: "plain", VNet: "corp"}),
+		stored("e1", &core.PrivateEndpoint{Name: "db", VNet: "corp", Address: addr("10.0.1.4"), Target: "h:1", ApplicationSecurityGroups: []string{"web"}}),
+	}
+	members := []core.Member{
+		{Gateway: "g", Host: "a", State: core.MemberReady, VNetUID: "v1", Address: addr("10.0.0.9")},
+		{Gateway: "g", Host: "b", State: core.MemberPlaced, VNetUID: "v1", Address: addr("10.0.0.4")},
+		{Gateway: "g", Host: "a", State: core.MemberLeaving, VNetUID: "v1", Address: addr("10.0.0.5")},
+		{Gateway: "g", Host: "a", State: core.MemberReady, VNetUID: "v2", Address: addr("10.0.0.6")},
+		{Gateway: "plain", Host: "a", State: core.MemberReady, VNetUID: "v1", Address: addr("10.0.0.7")},
+	}
+	got := VNet(set[0], vnet, set, members)
+	want := core.GoalVNet{
+		UID: "v1", Tenant: "t", Name: "corp", Subnets: vnet.Subnets, Endpoints: got.Endpoints,
+		NSGs:        []core.NetworkSecurityGroup{*set[5].Spec.(*core.NetworkSecurityGroup)},
+		ASGs:        []core.GoalASG{{Name: "web", Addresses: []netip.Addr{addr("10.0.0.4"), addr("10.0.0.9"), addr("10.0.1.4")}}},
+		ServiceTags: []core.ServiceTag{{Name: "OnPremises"}},
+		NICs:        []core.GoalNIC{{Address: addr("10.0.0.4"), Gateway: "g", NSG: "nic"}, {Address: addr("10.0.0.9"), Gateway: "g", NSG: "nic"}},
+	}
+	same := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+	if diff := cmp.Diff(want, got, same, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
+		t.Errorf("virtual network (-want +got):\n%s", diff)
+	}
+	AddMember(&got, set[6].Spec.(*core.Gateway), addr("10.0.0.4"))
+	if diff := cmp.Diff(want.NICs, got.NICs, same); diff != "" || len(got.ASGs[0].Addresses) != 3 {
+		t.Errorf("the same member again: %s %v", diff, got.ASGs)
+	}
+}

@@ -61,6 +61,7 @@ func (s *Service) Check(ctx context.Context, in CheckInput) (CheckResult, error)
 		out.Reasons = append(out.Reasons, fmt.Sprintf("%s is in no private zone linked to VirtualNetwork/%s", in.Host, vnet.Name))
 		return out, nil
 	}
+	placement.AddMember(&vnet, gw, from) // it need not run yet
 	verdict := policy.Evaluate(vnet, resolvers(vnet), policy.Flow{Source: from, Destination: to, Protocol: in.Protocol, DestinationPort: in.Port})
 	out.Destination, out.Allowed = to.String(), verdict.Allowed
 	for _, d := range verdict.Decisions {
@@ -133,7 +134,7 @@ func (s *Service) networkOf(ctx context.Context, t core.TenantID, gateway string
 	if err != nil {
 		return core.GoalVNet{}, nil, err
 	}
-	return placement.VNet(v, v.Spec.(*core.VirtualNetwork), sn.all), gw, nil
+	return placement.VNet(v, v.Spec.(*core.VirtualNetwork), sn.all, s.opts.Fleet.Members(t)), gw, nil
 }
 
 // anyAddress is where a member of the gateway is, or could be.
@@ -188,10 +189,11 @@ func (s *Service) explain(ctx context.Context, t core.TenantID, m core.Member, s
 	if e.Step != errs.StepConnect && e.Step != errs.StepResolve && !cut {
 		return err
 	}
-	vnet, _, netErr := s.networkOf(ctx, t, m.Gateway)
+	vnet, gw, netErr := s.networkOf(ctx, t, m.Gateway)
 	if netErr != nil {
 		return err
 	}
+	placement.AddMember(&vnet, gw, m.Address)
 	port := sourcePort(src)
 	to, ok := destination(vnet, src.Parameters["host"], nil)
 	if !ok || port == 0 {

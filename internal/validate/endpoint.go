@@ -50,6 +50,7 @@ func (c *checker) endpoint(e *core.PrivateEndpoint) {
 	}
 	c.endpointAddress(e)
 	c.endpointName(e)
+	c.memberships(e.ApplicationSecurityGroups)
 }
 
 func (c *checker) endpointAddress(e *core.PrivateEndpoint) {

@@ -41,6 +41,7 @@ func (c *checker) gateway(g *core.Gateway) {
 		c.bad("size.memoryMiB", "%d is not from %d to %d", s, minMemoryMiB, maxMemoryMiB)
 	}
 	c.delegated(g)
+	c.memberships(g.ApplicationSecurityGroups)
 }
 
 func (c *checker) delegated(g *core.Gateway) {

@@ -10,6 +10,7 @@ import (
 )
 
 const (
+	maxNSGs          = 5000
 	maxRules         = 1000
 	maxRuleAddresses = 4000 // each for source and destination
 	minPriority      = 100
@@ -73,13 +74,13 @@ func (c *checker) ruleAddresses(field string, list []string) {
 		switch {
 		case a == anyWord && len(list) > 1:
 			c.bad(at(field, i), "Any stands for every address: nothing can stand beside it")
-		case a != anyWord && !slices.Contains(tags(), a):
+		case a != anyWord && !slices.Contains(tags(), a) && !c.namesAddresses(a):
 			c.ruleAddress(at(field, i), a)
 		}
 	}
 }
 
-// ruleAddress is for what is neither Any nor a tag.
+// ruleAddress is for what is neither Any, a tag nor an application security group.
 func (c *checker) ruleAddress(field, a string) {
 	if strings.Contains(a, "/") {
 		if p, err := netip.ParsePrefix(a); err == nil {
@@ -92,8 +93,9 @@ func (c *checker) ruleAddress(field, a string) {
 		}
 		return
 	}
-	e := c.bad(field, "%q is no address, prefix or tag: Any, 10.0.0.4, 10.0.0.0/24, %s", a, strings.Join(tags(), ", "))
-	for _, tag := range append(tags(), anyWord) {
+	e := c.bad(field, "%q is no address, prefix or tag: Any, 10.0.0.4, 10.0.0.0/24, %s; nor is there an ApplicationSecurityGroup or ServiceTag of this name",
+		a, strings.Join(tags(), ", "))
+	for _, tag := range slices.Concat(tags(), []string{anyWord}, names(c.byName[core.KindApplicationSecurityGroup]), names(c.byName[core.KindServiceTag])) {
 		if strings.EqualFold(tag, a) || (a == "*" && tag == anyWord) {
 			e.WithHint("write %s", tag)
 		}

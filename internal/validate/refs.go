@@ -41,9 +41,13 @@ func referencesOf(r core.Resource) []reference {
 		}
 		return out
 	case *core.PrivateEndpoint:
-		return []reference{vnetRef("vnet", r.VNet), subnetRef(r.VNet, r.Subnet)}
+		return append([]reference{vnetRef("vnet", r.VNet), subnetRef(r.VNet, r.Subnet)}, groupRefs(r.ApplicationSecurityGroups)...)
 	case *core.Gateway:
-		return []reference{vnetRef("vnet", r.VNet), subnetRef(r.VNet, r.Subnet)}
+		out := append([]reference{vnetRef("vnet", r.VNet), subnetRef(r.VNet, r.Subnet)}, groupRefs(r.ApplicationSecurityGroups)...)
+		if r.NetworkSecurityGroup != "" {
+			out = append(out, reference{field: "networkSecurityGroup", kind: core.KindNetworkSecurityGroup, name: r.NetworkSecurityGroup})
+		}
+		return out
 	case *core.DataSource:
 		return []reference{{field: "gateway", kind: core.KindGateway, name: r.Gateway}}
 	}
@@ -124,7 +128,11 @@ func DeleteBlockers(resources []core.Resource, kind core.Kind, name string) []st
 	s := newSet(resources)
 	var out []string
 	for _, r := range resources {
-		for _, ref := range referencesOf(r) {
+		refs := referencesOf(r)
+		if n, ok := r.(*core.NetworkSecurityGroup); ok {
+			refs = ruleReferences(n)
+		}
+		for _, ref := range refs {
 			if !ref.subnet && ref.kind == kind && ref.name == name {
 				out = append(out, objectOf(r)+" "+ref.field)
 			}

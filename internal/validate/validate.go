@@ -13,7 +13,7 @@ import (
 // address.
 func Set(resources []core.Resource) []*errs.Error {
 	s := newSet(resources)
-	seen := map[string]bool{}
+	seen, counts := map[string]bool{}, map[core.Kind]int{}
 	for _, r := range resources {
 		c := s.on(r)
 		if seen[c.object] {
@@ -21,6 +21,10 @@ func Set(resources []core.Resource) []*errs.Error {
 			continue
 		}
 		seen[c.object] = true
+		counts[r.Kind()]++
+		if m := most(r.Kind()); m > 0 && counts[r.Kind()] == m+1 {
+			c.bad("name", "is one too many: at most %d of the kind %s are possible", m, r.Kind())
+		}
 		c.resource(r)
 		c.references(r)
 	}
@@ -125,6 +129,10 @@ func (c *checker) resource(r core.Resource) {
 		c.vnet(r)
 	case *core.NetworkSecurityGroup:
 		c.nsg(r)
+	case *core.ApplicationSecurityGroup:
+		c.asg(r)
+	case *core.ServiceTag:
+		c.serviceTag(r)
 	case *core.NATGateway:
 		c.nat(r)
 	case *core.PrivateDNSZone:

@@ -258,7 +258,7 @@ func TestRules(t *testing.T) {
 		}
 	}
 	const r0 = "NetworkSecurityGroup/rules rules[0]."
-	const noAddress = " is no address, prefix or tag: Any, 10.0.0.4, 10.0.0.0/24, VirtualNetwork, Internet, LoadBalancer, PlatformDNS, PlatformTunnel"
+	const noAddress = " is no address, prefix or tag: Any, 10.0.0.4, 10.0.0.0/24, VirtualNetwork, Internet, LoadBalancer, PlatformDNS, PlatformTunnel; nor is there an ApplicationSecurityGroup or ServiceTag of this name"
 	const noPort = " is no port: *, 5432 or 8000-8999, within 0 to 65535"
 	run(t, map[string]testCase{
 		"1000 rules":       {rules(1000), ""},
@@ -475,7 +475,7 @@ func TestDefaults(t *testing.T) {
 	validate.Defaults(said)
 	src := &core.DataSource{ReadOnly: &no, Credentials: core.Credentials{Kind: core.CredentialBasic}}
 	validate.Defaults(src)
-	if *said != before || src.IsReadOnly() || src.Credentials.Kind != core.CredentialBasic {
+	if !cmp.Equal(*said, before) || src.IsReadOnly() || src.Credentials.Kind != core.CredentialBasic {
 		t.Error("a default replaced what was said")
 	}
 }
@@ -487,6 +487,75 @@ func asJSON(t *testing.T, v any) string {
 		t.Fatal(err)
 	}
 	return string(b)
+}
+
+func TestGroups(t *testing.T) {
+	groups := func(change func(w *world, web *core.ApplicationSecurityGroup, on *core.ServiceTag)) func(*world) {
+		return func(w *world) {
+			web := &core.ApplicationSecurityGroup{Name: "web"}
+			on := &core.ServiceTag{Name: "OnPremises", Prefixes: prefixes("192.168.0.0/16", "172.16.0.0/12")}
+			w.others = append(w.others, web, on)
+			w.gw.ApplicationSecurityGroups, w.gw.NetworkSecurityGroup = []string{"web"}, "rules"
+			w.ep.ApplicationSecurityGroups = []string{"web"}
+			w.nsg.Rules[0].Source, w.nsg.Rules[0].Destination = []string{"web", "10.0.0.0/8"}, []string{"OnPremises", "Internet", "web"}
+			change(w, web, on)
+		}
+	}
+	many := func(n int) (out []string) {
+		for i := range n {
+			out = append(out, fmt.Sprintf("g%d", i))
+		}
+		return out
+	}
+	type web = core.ApplicationSecurityGroup
+	type tag = core.ServiceTag
+	run(t, map[string]testCase{
+		"used":               {groups(func(*world, *web, *tag) {}), ""},
+		"missing in a rule":  {groups(func(w *world, _ *web, _ *tag) { w.nsg.Rules[0].Source[0] = "webb" }), `NetworkSecurityGroup/rules rules[0].source[0]: "webb" is no address, prefix or tag: Any, 10.0.0.4, 10.0.0.0/24, VirtualNetwork, Internet, LoadBalancer, PlatformDNS, PlatformTunnel; nor is there an ApplicationSecurityGroup or ServiceTag of this name`},
+		"missing membership": {groups(func(w *world, _ *web, _ *tag) { w.gw.ApplicationSecurityGroups = []string{"x"} }), `Gateway/corp-bi applicationSecurityGroups[0]: there is no ApplicationSecurityGroup "x"`},
+		"endpoint's too":     {groups(func(w *world, _ *web, _ *tag) { w.ep.ApplicationSecurityGroups = []string{"web", "x"} }), `PrivateEndpoint/db applicationSecurityGroups[1]: there is no ApplicationSecurityGroup "x"`},
+		"membership twice":   {groups(func(w *world, _ *web, _ *tag) { w.gw.ApplicationSecurityGroups = []string{"web", "web"} }), `Gateway/corp-bi applicationSecurityGroups[1]: "web" is named already (applicationSecurityGroups[0])`},
+		"missing NIC NSG":    {groups(func(w *world, _ *web, _ *tag) { w.gw.NetworkSecurityGroup = "x" }), `Gateway/corp-bi networkSecurityGroup: there is no NetworkSecurityGroup "x"`},
+		"one name, two kinds": {groups(func(_ *world, _ *web, on *tag) { on.Name = "web" }), `NetworkSecurityGroup/rules rules[0].destination[0]: "OnPremises" is no address, prefix or tag: Any, 10.0.0.4, 10.0.0.0/24, VirtualNetwork, Internet, LoadBalancer, PlatformDNS, PlatformTunnel; nor is there an ApplicationSecurityGroup or ServiceTag of this name
+ServiceTag/web name: ApplicationSecurityGroup/web has the name too: a rule could not tell them apart`},
+		"built-in tag":       {func(w *world) { w.others = append(w.others, &tag{Name: "internet", Prefixes: prefixes("10.0.0.0/8")}) }, `ServiceTag/internet name: "internet" is built in: rules that name it mean Internet`},
+		"group like Any":     {func(w *world) { w.others = append(w.others, &web{Name: "any"}) }, `ApplicationSecurityGroup/any name: "any" is built in: rules that name it mean Any`},
+		"tag like a number":  {func(w *world) { w.others = append(w.others, &tag{Name: "10.0.0.1", Prefixes: prefixes("10.0.0.0/8")}) }, `ServiceTag/10.0.0.1 name: "10.0.0.1" is not a tag's name: letters, digits and . _ -, a letter first`},
+		"tag without prefix": {func(w *world) { w.others = append(w.others, &tag{Name: "On"}) }, `ServiceTag/On prefixes: is missing: at least one prefix such as 10.20.0.0/16`},
+		"tag with host bits": {func(w *world) { w.others = append(w.others, &tag{Name: "On", Prefixes: prefixes("10.0.0.1/8")}) }, `ServiceTag/On prefixes[0]: 10.0.0.1/8 has host bits set`},
+		"tag of IPv6":        {func(w *world) { w.others = append(w.others, &tag{Name: "On", Prefixes: prefixes("fd00::/8")}) }, `ServiceTag/On prefixes[0]: fd00::/8 is not IPv4: virtual networks are IPv4 only`},
+		"21 memberships": {func(w *world) {
+			w.gw.ApplicationSecurityGroups = many(21)
+			for _, n := range many(21) {
+				w.others = append(w.others, &web{Name: n})
+			}
+		}, `Gateway/corp-bi applicationSecurityGroups: has 21 groups, an interface belongs to at most 20`},
+		"3001 groups": {func(w *world) {
+			for _, n := range many(3001) {
+				w.others = append(w.others, &web{Name: n})
+			}
+		}, `ApplicationSecurityGroup/g3000 name: is one too many: at most 3000 of the kind ApplicationSecurityGroup are possible`},
+		"5001 NSGs": {func(w *world) {
+			for _, n := range many(5000) {
+				w.others = append(w.others, &core.NetworkSecurityGroup{Name: n})
+			}
+		}, `NetworkSecurityGroup/g4999 name: is one too many: at most 5000 of the kind NetworkSecurityGroup are possible`},
+	})
+	w := valid()
+	groups(func(*world, *web, *tag) {})(w)
+	for _, c := range []struct {
+		kind core.Kind
+		name string
+		want string
+	}{
+		{core.KindApplicationSecurityGroup, "web", "[NetworkSecurityGroup/rules rules[0].source[0] NetworkSecurityGroup/rules rules[0].destination[2] PrivateEndpoint/db applicationSecurityGroups[0] Gateway/corp-bi applicationSecurityGroups[0]]"},
+		{core.KindServiceTag, "OnPremises", "[NetworkSecurityGroup/rules rules[0].destination[0]]"},
+		{core.KindNetworkSecurityGroup, "rules", "[VirtualNetwork/corp subnets[0].nsg Gateway/corp-bi networkSecurityGroup]"},
+	} {
+		if got := fmt.Sprint(validate.DeleteBlockers(w.set(), c.kind, c.name)); got != c.want {
+			t.Errorf("%s/%s: %s, want %s", c.kind, c.name, got, c.want)
+		}
+	}
 }
 
 func TestAssignAddresses(t *testing.T) {
