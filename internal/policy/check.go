@@ -14,7 +14,7 @@ import (
 // checkVNet refuses what no network can have and what would not be valid text.
 func checkVNet(in VNetInput) error {
 	object := "VirtualNetwork/" + in.VNet.Name
-	for _, check := range []func(VNetInput) *errs.Error{checkSpace, checkGroups, checkSubnets, checkPorts, checkListeners, checkNAT} {
+	for _, check := range []func(VNetInput) *errs.Error{checkSpace, checkGroups, checkSubnets, checkNames, checkNICs, checkPorts, checkListeners, checkNAT} {
 		if err := check(in); err != nil {
 			if err.Object == "" {
 				err.Object = object
@@ -72,6 +72,51 @@ func checkSubnets(in VNetInput) *errs.Error {
 		if s.NSG != "" && !slices.ContainsFunc(in.VNet.NSGs, func(n core.NetworkSecurityGroup) bool { return n.Name == s.NSG }) {
 			return invalid(field+".nsg", "subnet %s names network security group %s, which is not there", s.Name, s.NSG)
 		}
+	}
+	return nil
+}
+
+// checkNames refuses application security groups and service tags that a rule could not
+// tell apart.
+func checkNames(in VNetInput) *errs.Error {
+	seen := map[string]bool{
+		anyAddress: true, TagVirtualNetwork: true, TagInternet: true, TagLoadBalancer: true, TagPlatformDNS: true, TagPlatformTunnel: true,
+	}
+	for i, g := range in.VNet.ASGs {
+		field := fmt.Sprintf("asgs[%d]", i)
+		if seen[g.Name] || g.Name == "" {
+			return invalid(field, "application security group %q: the name is taken", g.Name)
+		}
+		for _, a := range g.Addresses {
+			if !a.Is4() {
+				return invalid(field, "application security group %s: %s is not an IPv4 address", g.Name, a)
+			}
+		}
+		seen[g.Name] = true
+	}
+	for i, t := range in.VNet.ServiceTags {
+		if seen[t.Name] || t.Name == "" {
+			return invalid(fmt.Sprintf("serviceTags[%d]", i), "service tag %q: the name is taken", t.Name)
+		}
+		seen[t.Name] = true
+	}
+	return nil
+}
+
+func checkNICs(in VNetInput) *errs.Error {
+	groups, seen := map[string]bool{}, map[netip.Addr]bool{}
+	for _, g := range in.VNet.NSGs {
+		groups[g.Name] = true
+	}
+	for i, n := range in.VNet.NICs {
+		field := fmt.Sprintf("nics[%d]", i)
+		switch {
+		case !n.Address.Is4() || seen[n.Address]:
+			return invalid(field, "the NIC of gateway %s: %s is not an address of its own", n.Gateway, n.Address)
+		case !groups[n.NSG]:
+			return invalid(field, "the NIC of gateway %s names network security group %s, which is not there", n.Gateway, n.NSG)
+		}
+		seen[n.Address] = true
 	}
 	return nil
 }

@@ -21,14 +21,29 @@ func TestCompileRefusesImpossibleInput(t *testing.T) {
 		want   string // in the message
 		field  string
 	}{
-		"an address that is none":    {rule(func(r *core.SecurityRule) { r.Source = []string{"everyone"} }), `"everyone" is neither`, "rules[allow-postgres].source"},
-		"a port that is none":        {rule(func(r *core.SecurityRule) { r.DestinationPorts = []string{"65536"} }), `"65536" is neither`, "rules[allow-postgres].destinationPorts"},
-		"a range backwards":          {rule(func(r *core.SecurityRule) { r.SourcePorts = []string{"9-1"} }), `"9-1" is neither`, "rules[allow-postgres].sourcePorts"},
-		"a protocol that is none":    {rule(func(r *core.SecurityRule) { r.Protocol = "SCTP" }), `"SCTP" is not a protocol`, "rules[allow-postgres].protocol"},
-		"an access that is none":     {rule(func(r *core.SecurityRule) { r.Access = "" }), `rule allow-postgres of network security group gateways: "" is not an access`, "rules[allow-postgres].access"},
-		"a direction that is none":   {rule(func(r *core.SecurityRule) { r.Direction = "Up" }), `"Up" is not a direction`, "rules[allow-postgres].direction"},
-		"a missing NSG":              {func(in *VNetInput) { in.VNet.NSGs = in.VNet.NSGs[:1] }, "subnet data names network security group data", "subnets[1].nsg"},
-		"an NSG twice":               {func(in *VNetInput) { in.VNet.NSGs[0].Name = "data" }, "network security group data is there twice", "nsgs[1]"},
+		"an address that is none":  {rule(func(r *core.SecurityRule) { r.Source = []string{"everyone"} }), `"everyone" is neither`, "rules[allow-postgres].source"},
+		"a port that is none":      {rule(func(r *core.SecurityRule) { r.DestinationPorts = []string{"65536"} }), `"65536" is neither`, "rules[allow-postgres].destinationPorts"},
+		"a range backwards":        {rule(func(r *core.SecurityRule) { r.SourcePorts = []string{"9-1"} }), `"9-1" is neither`, "rules[allow-postgres].sourcePorts"},
+		"a protocol that is none":  {rule(func(r *core.SecurityRule) { r.Protocol = "SCTP" }), `"SCTP" is not a protocol`, "rules[allow-postgres].protocol"},
+		"an access that is none":   {rule(func(r *core.SecurityRule) { r.Access = "" }), `rule allow-postgres of network security group gateways: "" is not an access`, "rules[allow-postgres].access"},
+		"a direction that is none": {rule(func(r *core.SecurityRule) { r.Direction = "Up" }), `"Up" is not a direction`, "rules[allow-postgres].direction"},
+		"a missing NSG":            {func(in *VNetInput) { in.VNet.NSGs = in.VNet.NSGs[:1] }, "subnet data names network security group data", "subnets[1].nsg"},
+		"an NSG twice":             {func(in *VNetInput) { in.VNet.NSGs[0].Name = "data" }, "network security group data is there twice", "nsgs[1]"},
+		"a NIC's missing NSG": {func(in *VNetInput) {
+			in.VNet.NICs = []core.GoalNIC{{Address: addr("10.20.0.4"), Gateway: "bi", NSG: "x"}}
+		}, "the NIC of gateway bi names network security group x, which is not there", "nics[0]"},
+		"a NIC twice": {func(in *VNetInput) {
+			in.VNet.NICs = []core.GoalNIC{{Address: addr("10.20.0.4"), NSG: "data"}, {Address: addr("10.20.0.4"), NSG: "data"}}
+		}, "10.20.0.4 is not an address of its own", "nics[1]"},
+		"a group of IPv6": {func(in *VNetInput) {
+			in.VNet.ASGs = []core.GoalASG{{Name: "web", Addresses: []netip.Addr{addr("fd00::1")}}}
+		}, "fd00::1 is not an IPv4 address", "asgs[0]"},
+		"a tag like a group": {func(in *VNetInput) {
+			in.VNet.ASGs, in.VNet.ServiceTags = []core.GoalASG{{Name: "web"}}, []core.ServiceTag{{Name: "web"}}
+		}, "the name is taken", "serviceTags[0]"},
+		"a group like a tag": {func(in *VNetInput) {
+			in.VNet.ASGs = []core.GoalASG{{Name: "Internet"}}
+		}, "the name is taken", "asgs[0]"},
 		"IPv6 address space":         {func(in *VNetInput) { in.VNet.AddressSpace[0] = prefix("fd00::/48") }, "not an IPv4 prefix", "addressSpace[0]"},
 		"overlapping subnets":        {func(in *VNetInput) { in.VNet.Subnets[1].Prefix = prefix("10.20.0.128/25") }, "overlap", "subnets[1].prefix"},
 		"a subnet outside":           {func(in *VNetInput) { in.VNet.Subnets[1].Prefix = prefix("10.0.0.0/8") }, "overlap", "subnets[1].prefix"},

@@ -169,7 +169,7 @@ func (k *conformance) collect(probes []probe, arrived map[uint16]bool) {
 
 // landed reports whether b is the probe's own packet, in whatever namespace.
 func (k *conformance) landed(ns string, b []byte, p probe) bool {
-	if packetID(b) != p.id || packetSource(b) != p.Source || packetProtocol(b) != protocolNumbers[p.Protocol] {
+	if packetID(b) != p.id || packetSource(b) != p.Source || packetDestination(b) != p.Destination || packetProtocol(b) != protocolNumbers[p.Protocol] {
 		return false
 	}
 	where := "nat"

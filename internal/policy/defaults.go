@@ -17,6 +17,10 @@ const (
 	anyPort    = "*"
 )
 
+// TunnelAddress is where each member's tunnel ends. Members reach it over a link of its
+// own, which rules apply to only if they name PlatformTunnel.
+const TunnelAddress = "169.254.0.1"
+
 // dnsPort is where the resolver answers, over UDP and TCP.
 const dnsPort = 53
 

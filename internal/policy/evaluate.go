@@ -4,35 +4,56 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strconv"
-	"strings"
 
 	"github.com/sluice-gateway/sluice/internal/core"
 )
 
-// Evaluate says what the virtual network's rules and routes do with the flow.
-// Resolvers are the addresses on which its resolver answers. Whether someone holds the
-// destination address is not known here: an address of a subnet that is neither reserved
-// nor an endpoint's counts as a member's.
+// Evaluate says what the virtual network's rules and routes do with the flow. For many
+// flows of one network, an Evaluator reads the rules once.
 func Evaluate(v core.GoalVNet, resolvers []netip.Addr, f Flow) Verdict {
-	e := evaluator{vnet: v, resolvers: resolvers, flow: f}
-	from, ok := e.subnetOf(f.Source)
+	return NewEvaluator(v, resolvers).Evaluate(f)
+}
+
+// Evaluator answers for the flows of one virtual network. It may be used from several
+// goroutines at once.
+type Evaluator struct {
+	vnet      core.GoalVNet
+	resolvers []netip.Addr
+	nics      map[netip.Addr]core.GoalNIC
+	groups    map[string]*group
+}
+
+// NewEvaluator reads the rules of a virtual network. Resolvers are the addresses on which
+// its resolver answers.
+func NewEvaluator(v core.GoalVNet, resolvers []netip.Addr) *Evaluator {
+	e := &Evaluator{vnet: v, resolvers: resolvers, nics: map[netip.Addr]core.GoalNIC{}, groups: map[string]*group{}}
+	for _, n := range v.NICs {
+		e.nics[n.Address] = n
+	}
+	for _, n := range v.NSGs {
+		e.groups[n.Name] = e.read(n)
+	}
+	return e
+}
+
+// Evaluate says what happens to the flow. Whether someone holds the destination address
+// is not known here: an address of a subnet that is neither reserved nor an endpoint's
+// counts as a member's.
+func (e *Evaluator) Evaluate(f Flow) Verdict {
+	q := question{Evaluator: e, flow: f}
+	from, ok := q.subnetOf(f.Source)
 	if !ok {
-		return Verdict{Route: fmt.Sprintf("%sthe source %s is in no subnet of virtual network %s", routeNone, f.Source, v.Name)}
+		return Verdict{Route: fmt.Sprintf("%sthe source %s is in no subnet of virtual network %s", routeNone, f.Source, e.vnet.Name)}
 	}
-	var verdict Verdict
-	if e.isDNS() {
-		verdict.Route = "VnetLocal"
-		e.decide(&verdict, from, core.Outbound)
-	} else {
-		verdict.Route = e.route(from)
-		e.decide(&verdict, from, core.Outbound)
-		if to, inside := e.subnetOf(f.Destination); inside && !denied(verdict) {
-			e.decide(&verdict, to, core.Inbound)
-		}
+	q.kind = q.kindOf()
+	var v Verdict
+	v.Route = q.route(from)
+	q.outbound(&v, from)
+	if to, inside := q.subnetOf(f.Destination); inside && q.kind == ordinary && !denied(v) {
+		q.inbound(&v, to)
 	}
-	verdict.Allowed = !denied(verdict) && verdict.HasRoute()
-	return verdict
+	v.Allowed = !denied(v) && v.HasRoute()
+	return v
 }
 
 func denied(v Verdict) bool {
@@ -40,22 +61,48 @@ func denied(v Verdict) bool {
 	return is
 }
 
-type evaluator struct {
-	vnet      core.GoalVNet
-	resolvers []netip.Addr
-	flow      Flow
+// kind says which rules are asked about a flow.
+type kind int
+
+const (
+	ordinary kind = iota
+	toDNS         // a question to the resolver: rules that name PlatformDNS
+	toTunnel      // to the relay: rules that name PlatformTunnel
+)
+
+// tag is what a rule must name as a destination to be asked about platform traffic.
+func (k kind) tag() string {
+	switch k {
+	case toDNS:
+		return TagPlatformDNS
+	case toTunnel:
+		return TagPlatformTunnel
+	}
+	return ""
 }
 
-// isDNS reports whether the flow is a question to the resolver.
-func (e evaluator) isDNS() bool {
-	return slices.Contains(e.resolvers, e.flow.Destination) && e.flow.DestinationPort == dnsPort && e.hasPorts()
+// question is one flow, put to an Evaluator.
+type question struct {
+	*Evaluator
+	flow Flow
+	kind kind
 }
 
-func (e evaluator) hasPorts() bool {
-	return e.flow.Protocol == core.ProtocolTCP || e.flow.Protocol == core.ProtocolUDP
+func (q question) kindOf() kind {
+	switch {
+	case slices.Contains(q.resolvers, q.flow.Destination) && q.flow.DestinationPort == dnsPort && q.hasPorts():
+		return toDNS
+	case q.flow.Destination.String() == TunnelAddress && q.flow.Protocol == core.ProtocolTCP:
+		return toTunnel
+	}
+	return ordinary
 }
 
-func (e evaluator) subnetOf(a netip.Addr) (core.Subnet, bool) {
+func (q question) hasPorts() bool {
+	return q.flow.Protocol == core.ProtocolTCP || q.flow.Protocol == core.ProtocolUDP
+}
+
+func (e *Evaluator) subnetOf(a netip.Addr) (core.Subnet, bool) {
 	for _, s := range e.vnet.Subnets {
 		if s.Prefix.Contains(a) {
 			return s, true
@@ -64,85 +111,63 @@ func (e evaluator) subnetOf(a netip.Addr) (core.Subnet, bool) {
 	return core.Subnet{}, false
 }
 
-// decide appends what the subnet's NSG says in one direction, if it has one that does.
-func (e evaluator) decide(v *Verdict, s core.Subnet, d core.Direction) {
-	if s.NSG == "" {
-		return
+// outbound asks the source's own NSG, then its subnet's.
+func (q question) outbound(v *Verdict, s core.Subnet) {
+	if n, ok := q.nics[q.flow.Source]; ok {
+		q.decide(v, n.NSG, Decision{Level: LevelNIC, Gateway: n.Gateway, Subnet: s.Name, Direction: core.Outbound})
 	}
-	i := slices.IndexFunc(e.vnet.NSGs, func(n core.NetworkSecurityGroup) bool { return n.Name == s.NSG })
-	if i < 0 {
-		v.Route = fmt.Sprintf("%snetwork security group %s of subnet %s is not known", routeNone, s.NSG, s.Name)
-		return
+	if !denied(*v) {
+		q.decide(v, s.NSG, Decision{Level: LevelSubnet, Subnet: s.Name, Direction: core.Outbound})
 	}
-	rule, ok := e.firstMatch(e.vnet.NSGs[i], d)
-	if !ok {
-		return
-	}
-	v.Decisions = append(v.Decisions, Decision{
-		NSG: s.NSG, Rule: rule.Name, Priority: rule.Priority, Direction: d, Subnet: s.Name, Access: rule.Access,
-	})
 }
 
-// firstMatch finds the deciding rule. Only a question to the resolver can meet none.
-func (e evaluator) firstMatch(n core.NetworkSecurityGroup, d core.Direction) (core.SecurityRule, bool) {
-	var best *core.SecurityRule
-	consider := func(rules []core.SecurityRule) {
-		for i := range rules {
-			r := &rules[i]
-			if r.Direction == d && (best == nil || r.Priority < best.Priority) && e.matches(*r) {
-				best = r
-			}
+// inbound asks the NSG of the destination's subnet, then the destination's own.
+func (q question) inbound(v *Verdict, s core.Subnet) {
+	q.decide(v, s.NSG, Decision{Level: LevelSubnet, Subnet: s.Name, Direction: core.Inbound})
+	if n, ok := q.nics[q.flow.Destination]; ok && !denied(*v) {
+		q.decide(v, n.NSG, Decision{Level: LevelNIC, Gateway: n.Gateway, Subnet: s.Name, Direction: core.Inbound})
+	}
+}
+
+// decide appends what an NSG says at one level, if there is one that does.
+func (q question) decide(v *Verdict, nsg string, d Decision) {
+	if nsg == "" {
+		return
+	}
+	g := q.groups[nsg]
+	if g == nil {
+		v.Route = fmt.Sprintf("%snetwork security group %s of %s is not known", routeNone, nsg, d.place())
+		return
+	}
+	rules := g.inbound
+	if d.Direction == core.Outbound {
+		rules = g.outbound
+	}
+	for _, r := range rules {
+		if q.matches(r) {
+			d.NSG, d.Rule, d.Priority, d.Access = nsg, r.name, r.priority, r.access
+			v.Decisions = append(v.Decisions, d)
+			return
 		}
 	}
-	consider(n.Rules)
-	if best == nil && !e.isDNS() {
-		consider(DefaultRules(d))
-	}
-	if best == nil {
-		return core.SecurityRule{}, false
-	}
-	return *best, true
 }
 
-func (e evaluator) matches(r core.SecurityRule) bool {
-	if e.isDNS() && !slices.Contains(r.Destination, TagPlatformDNS) {
+func (q question) matches(r *rule) bool {
+	if q.kind != ordinary && (r.isDefault || !slices.Contains(r.names, q.kind.tag())) {
 		return false
 	}
-	if r.Protocol != core.ProtocolAny && r.Protocol != e.flow.Protocol {
+	if r.protocol != core.ProtocolAny && r.protocol != q.flow.Protocol {
 		return false
 	}
-	return e.addressMatches(r.Source, e.flow.Source) && e.addressMatches(r.Destination, e.flow.Destination) &&
-		e.portMatches(r.SourcePorts, e.flow.SourcePort) && e.portMatches(r.DestinationPorts, e.flow.DestinationPort)
+	return r.source.has(q.flow.Source) && (q.kind == toTunnel || r.destination.has(q.flow.Destination)) &&
+		q.portMatches(r.sourcePorts, q.flow.SourcePort) && q.portMatches(r.destinationPorts, q.flow.DestinationPort)
 }
 
-func (e evaluator) addressMatches(entries []string, a netip.Addr) bool {
-	if len(entries) == 0 {
-		return true
-	}
-	return slices.ContainsFunc(entries, func(s string) bool { return e.entryMatches(s, a) })
+func (q question) portMatches(ports *portList, port uint16) bool {
+	return ports == nil || q.hasPorts() && slices.ContainsFunc(ports.ranges, func(r [2]uint16) bool { return r[0] <= port && port <= r[1] })
 }
 
-func (e evaluator) entryMatches(entry string, a netip.Addr) bool {
-	switch entry {
-	case anyAddress:
-		return true
-	case TagVirtualNetwork:
-		return e.inSpace(a)
-	case TagInternet:
-		return !e.inSpace(a) && unroutable(a) == ""
-	case TagPlatformDNS:
-		return slices.Contains(e.resolvers, a)
-	case TagLoadBalancer, TagPlatformTunnel:
-		return false
-	}
-	if p, err := netip.ParsePrefix(entry); err == nil {
-		return p.Contains(a)
-	}
-	one, err := netip.ParseAddr(entry)
-	return err == nil && one == a
-}
-
-func (e evaluator) inSpace(a netip.Addr) bool {
+func (e *Evaluator) inSpace(a netip.Addr) bool {
 	return slices.ContainsFunc(e.vnet.AddressSpace, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
@@ -158,21 +183,4 @@ func unroutable(a netip.Addr) string {
 		return "a multicast"
 	}
 	return ""
-}
-
-func (e evaluator) portMatches(entries []string, port uint16) bool {
-	if len(entries) == 0 || slices.Contains(entries, anyPort) {
-		return true
-	}
-	return e.hasPorts() && slices.ContainsFunc(entries, func(s string) bool { return portIn(s, port) })
-}
-
-func portIn(entry string, port uint16) bool {
-	from, to, isRange := strings.Cut(entry, "-")
-	if !isRange {
-		to = from
-	}
-	lo, err1 := strconv.ParseUint(from, 10, 16)
-	hi, err2 := strconv.ParseUint(to, 10, 16)
-	return err1 == nil && err2 == nil && uint64(port) >= lo && uint64(port) <= hi
 }

@@ -88,10 +88,11 @@ func send(t *testing.T, fd int, p []byte) {
 	}
 }
 
-func packetID(p []byte) uint16         { return binary.BigEndian.Uint16(p[4:]) }
-func packetSource(p []byte) netip.Addr { return netip.AddrFrom4([4]byte(p[12:16])) }
-func packetProtocol(p []byte) byte     { return p[9] }
-func packetPayload(p []byte) []byte    { return p[int(p[0]&15)*4:] }
+func packetID(p []byte) uint16              { return binary.BigEndian.Uint16(p[4:]) }
+func packetSource(p []byte) netip.Addr      { return netip.AddrFrom4([4]byte(p[12:16])) }
+func packetDestination(p []byte) netip.Addr { return netip.AddrFrom4([4]byte(p[16:20])) }
+func packetProtocol(p []byte) byte          { return p[9] }
+func packetPayload(p []byte) []byte         { return p[int(p[0]&15)*4:] }
 func packetPorts(p []byte) (src, dst uint16) {
 	b := packetPayload(p)
 	if len(b) < 4 {

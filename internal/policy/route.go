@@ -10,32 +10,38 @@ import (
 )
 
 // route says where a flow of the subnet leads, the rules aside.
-func (e evaluator) route(from core.Subnet) string {
-	dst := e.flow.Destination
+func (q question) route(from core.Subnet) string {
+	dst := q.flow.Destination
+	switch q.kind {
+	case toDNS:
+		return "VnetLocal"
+	case toTunnel:
+		return "tunnel"
+	}
 	if !dst.Is4() {
 		return routeNone + "IPv6 is not carried"
 	}
-	if e.inSpace(dst) || slices.Contains(e.resolvers, dst) {
-		return e.localRoute()
+	if q.inSpace(dst) || slices.Contains(q.resolvers, dst) {
+		return q.localRoute()
 	}
 	if kind := unroutable(dst); kind != "" {
 		return fmt.Sprintf("%s%s is %s address", routeNone, dst, kind)
 	}
-	return e.natRoute(from)
+	return q.natRoute(from)
 }
 
-func (e evaluator) localRoute() string {
-	dst := e.flow.Destination
-	if slices.Contains(e.resolvers, dst) {
+func (q question) localRoute() string {
+	dst := q.flow.Destination
+	if slices.Contains(q.resolvers, dst) {
 		return fmt.Sprintf("%sthe resolver %s answers on port %d only", routeNone, dst, dnsPort)
 	}
-	if r, is := e.endpointRoute(); is {
+	if r, is := q.endpointRoute(); is {
 		return r
 	}
-	s, ok := e.subnetOf(dst)
+	s, ok := q.subnetOf(dst)
 	switch {
 	case !ok:
-		return fmt.Sprintf("%s%s is in no subnet of virtual network %s", routeNone, dst, e.vnet.Name)
+		return fmt.Sprintf("%s%s is in no subnet of virtual network %s", routeNone, dst, q.vnet.Name)
 	case reserved(s.Prefix, dst):
 		return fmt.Sprintf("%s%s is reserved in subnet %s", routeNone, dst, s.Name)
 	}
@@ -43,14 +49,14 @@ func (e evaluator) localRoute() string {
 }
 
 // endpointRoute is the route to a private endpoint, if the destination is one's address.
-func (e evaluator) endpointRoute() (string, bool) {
+func (q question) endpointRoute() (string, bool) {
 	var ports []string
 	var name string
-	for _, p := range e.vnet.Endpoints {
-		if p.Address != e.flow.Destination {
+	for _, p := range q.vnet.Endpoints {
+		if p.Address != q.flow.Destination {
 			continue
 		}
-		if e.flow.Protocol == core.ProtocolTCP && p.Port == e.flow.DestinationPort {
+		if q.flow.Protocol == core.ProtocolTCP && p.Port == q.flow.DestinationPort {
 			return "VnetLocal", true
 		}
 		name = p.Name
@@ -62,15 +68,15 @@ func (e evaluator) endpointRoute() (string, bool) {
 	return fmt.Sprintf("%sprivate endpoint %s answers on TCP port %s only", routeNone, name, strings.Join(ports, ", ")), true
 }
 
-func (e evaluator) natRoute(from core.Subnet) string {
+func (q question) natRoute(from core.Subnet) string {
 	name := from.NATGateway
-	known := slices.ContainsFunc(e.vnet.NATGateways, func(g core.GoalNATGateway) bool { return g.Name == name })
+	known := slices.ContainsFunc(q.vnet.NATGateways, func(g core.GoalNATGateway) bool { return g.Name == name })
 	switch {
 	case name == "":
-		return fmt.Sprintf("%s%s is outside the virtual network and subnet %s names no NAT gateway", routeNone, e.flow.Destination, from.Name)
+		return fmt.Sprintf("%s%s is outside the virtual network and subnet %s names no NAT gateway", routeNone, q.flow.Destination, from.Name)
 	case !known:
 		return fmt.Sprintf("%sNAT gateway %s of subnet %s is not known", routeNone, name, from.Name)
-	case !e.hasPorts() && e.flow.Protocol != core.ProtocolICMP:
+	case !q.hasPorts() && q.flow.Protocol != core.ProtocolICMP:
 		return fmt.Sprintf("%sNAT gateway %s carries TCP, UDP and ping only", routeNone, name)
 	}
 	return "NAT gateway " + name

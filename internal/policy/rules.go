@@ -18,6 +18,21 @@ type ruleCompiler struct {
 	virtualNetwork []span
 	internet       []span
 	resolvers      []span
+	groups         map[string][]span // application security groups, by name
+	tags           map[string][]span // service tags, by name
+	sets           addressSets
+}
+
+// nftRule is a security rule as nftables has it: the conditions, each empty if it always
+// holds, and what it does.
+type nftRule struct {
+	label       string
+	verdict     string
+	source      string // "ip saddr …"
+	destination string
+	protocol    core.Protocol
+	from, to    []span // ports; nil: every port
+	impossible  bool   // nothing can match it
 }
 
 // ordered gives the rules of one direction as they are evaluated, the default ones last.
@@ -35,98 +50,153 @@ func ordered(n core.NetworkSecurityGroup, d core.Direction) []core.SecurityRule 
 // namesDNS reports whether the rule is asked about questions to the resolver.
 func namesDNS(r core.SecurityRule) bool { return slices.Contains(r.Destination, TagPlatformDNS) }
 
-// line compiles one rule to one line. A rule that cannot match becomes a comment, so that
-// the text still shows it.
-func (c ruleCompiler) line(nsg string, r core.SecurityRule) (string, error) {
-	match, possible, err := c.match(r)
-	if err != nil {
-		return "", invalidRule(nsg, r, err)
+// line writes a rule as one line. A rule that cannot match becomes a comment, so that the
+// text still shows it.
+func (r nftRule) line() string {
+	if r.impossible {
+		return "# " + r.label + ": matches nothing here"
 	}
-	label := label(nsg, r)
-	if !possible {
-		return "# " + label + ": matches nothing here", nil
+	return r.text(r.transport())
+}
+
+// text writes the rule with its condition on protocol and ports given.
+func (r nftRule) text(transport string) string {
+	var parts []string
+	for _, p := range []string{r.source, r.destination, transport} {
+		if p != "" {
+			parts = append(parts, p)
+		}
 	}
-	verdict := "drop"
+	return strings.Join(append(parts, "counter "+r.verdict+` comment "`+r.label+`"`), " ")
+}
+
+// transport writes the condition on protocol and ports.
+func (r nftRule) transport() string {
+	named := r.from != nil || r.to != nil
+	switch {
+	case r.protocol == core.ProtocolAny && !named:
+		return ""
+	case r.protocol == core.ProtocolAny:
+		return "meta l4proto { tcp, udp } " + portMatch("th", r.from, r.to)
+	case !named:
+		return "meta l4proto " + keyword(r.protocol)
+	}
+	return portMatch(keyword(r.protocol), r.from, r.to)
+}
+
+func keyword(p core.Protocol) string { return strings.ToLower(string(p)) }
+
+// compile reads one security rule.
+func (c *ruleCompiler) compile(nsg string, r core.SecurityRule) (nftRule, error) {
+	out := nftRule{label: label(nsg, r), verdict: "drop", protocol: r.Protocol}
 	if r.Access == core.Allow {
-		verdict = "return"
+		out.verdict = "return"
 	}
-	return strings.TrimSpace(match+" counter "+verdict) + ` comment "` + label + `"`, nil
+	if err := c.match(&out, r); err != nil {
+		return nftRule{}, invalidRule(nsg, r, err)
+	}
+	return out, nil
 }
 
 func invalid(field, format string, args ...any) *errs.Error {
 	return errs.New(errs.Invalid, format, args...).On("", field)
 }
 
-// match gives the conditions of a rule, and false if nothing can meet them.
-func (c ruleCompiler) match(r core.SecurityRule) (string, bool, *errs.Error) {
+// match reads the conditions of a rule.
+func (c *ruleCompiler) match(out *nftRule, r core.SecurityRule) (err *errs.Error) {
+	if err = protocolMatch(out, r); err != nil {
+		return err
+	}
 	source, err := c.addresses(r.Source)
 	if err != nil {
-		return "", false, err.On("", "source")
+		return err.On("", "source")
 	}
 	destination, err := c.addresses(r.Destination)
 	if err != nil {
-		return "", false, err.On("", "destination")
+		return err.On("", "destination")
 	}
-	transport, possible, err := protocolMatch(r)
-	if err != nil {
-		return "", false, err
+	if out.impossible = out.impossible || source.empty() || destination.empty(); !out.impossible {
+		out.source, out.destination = c.addressMatch("saddr", source), c.addressMatch("daddr", destination)
 	}
-	if len(source) == 0 || len(destination) == 0 || !possible {
-		return "", false, nil
-	}
-	parts := []string{c.addressMatch("saddr", source), c.addressMatch("daddr", destination), transport}
-	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), " "), true, nil
+	return nil
 }
 
-// addressMatch writes the condition on one address; a tag alone refers to its named set.
-func (c ruleCompiler) addressMatch(field string, spans []span) string {
+// addresses is what one side of a rule names.
+type addresses struct {
+	spans []span
+	names []string // of groups and tags among them, sorted
+	alone bool     // nothing stands beside the one name
+}
+
+// empty reports whether no address can ever be among them. Groups fill and drain.
+func (a addresses) empty() bool { return len(a.spans) == 0 && len(a.names) == 0 }
+
+// addressMatch writes the condition on one address; what has a name refers to its set.
+func (c *ruleCompiler) addressMatch(field string, a addresses) string {
 	switch {
-	case slices.Equal(spans, []span{everything}):
+	case slices.Equal(a.spans, []span{everything}):
 		return ""
-	case slices.Equal(spans, c.virtualNetwork):
+	case len(a.names) > 0 || len(a.spans) > maxInline:
+		return "ip " + field + " @" + c.set(a)
+	case slices.Equal(a.spans, c.virtualNetwork):
 		return "ip " + field + " @virtual_network"
-	case slices.Equal(spans, c.internet):
+	case slices.Equal(a.spans, c.internet):
 		return "ip " + field + " @internet"
 	}
-	return "ip " + field + " " + oneOf(texts(spans, span.addressText))
+	return "ip " + field + " " + oneOf(texts(a.spans, span.addressText))
 }
 
-func (c ruleCompiler) addresses(entries []string) ([]span, *errs.Error) {
-	if len(entries) == 0 {
-		return []span{everything}, nil
+func (c *ruleCompiler) addresses(entries []string) (addresses, *errs.Error) {
+	if len(entries) == 0 || slices.Contains(entries, anyAddress) {
+		return addresses{spans: []span{everything}}, nil
 	}
-	var all []span
+	var out addresses
+	others := 0
 	for _, entry := range entries {
-		spans, err := c.addressEntry(entry)
+		spans, named, err := c.addressEntry(entry)
 		if err != nil {
-			return nil, err
+			return out, err
 		}
-		all = append(all, spans...)
+		if named {
+			out.names = append(out.names, entry)
+		} else {
+			others++
+		}
+		out.spans = append(out.spans, spans...)
 	}
-	return merge(all), nil
+	out.spans = merge(out.spans)
+	slices.Sort(out.names)
+	out.names = slices.Compact(out.names)
+	out.alone = others == 0 && len(out.names) == 1
+	return out, nil
 }
 
-func (c ruleCompiler) addressEntry(entry string) ([]span, *errs.Error) {
+// addressEntry reads one entry, and says whether it is the name of a group or tag.
+func (c *ruleCompiler) addressEntry(entry string) (spans []span, named bool, err *errs.Error) {
 	switch entry {
-	case anyAddress:
-		return []span{everything}, nil
 	case TagVirtualNetwork:
-		return c.virtualNetwork, nil
+		return c.virtualNetwork, false, nil
 	case TagInternet:
-		return c.internet, nil
+		return c.internet, false, nil
 	case TagPlatformDNS:
-		return c.resolvers, nil
+		return c.resolvers, false, nil
 	case TagLoadBalancer, TagPlatformTunnel:
-		return nil, nil
+		return nil, false, nil
 	}
-	p, err := parsePrefix(entry)
-	if err != nil {
-		return nil, invalid("", "%q is neither an address, a prefix nor a service tag", entry)
+	if spans, ok := c.groups[entry]; ok {
+		return spans, true, nil
+	}
+	if spans, ok := c.tags[entry]; ok {
+		return spans, true, nil
+	}
+	p, parseErr := parsePrefix(entry)
+	if parseErr != nil {
+		return nil, false, invalid("", "%q is neither an address, a prefix, a service tag nor an application security group", entry)
 	}
 	if !p.Addr().Is4() {
-		return nil, nil
+		return nil, false, nil
 	}
-	return []span{prefixSpan(p)}, nil
+	return []span{prefixSpan(p)}, false, nil
 }
 
 func parsePrefix(s string) (netip.Prefix, error) {
@@ -140,34 +210,23 @@ func parsePrefix(s string) (netip.Prefix, error) {
 	return a.Prefix(a.BitLen())
 }
 
-// protocolMatch writes the condition on protocol and ports, and false if ports are named
-// for a protocol that has none.
-func protocolMatch(r core.SecurityRule) (string, bool, *errs.Error) {
-	from, err := ports("sourcePorts", r.SourcePorts)
-	if err != nil {
-		return "", false, err
+// protocolMatch reads the conditions on protocol and ports. Ports that are named for a
+// protocol that has none match nothing.
+func protocolMatch(out *nftRule, r core.SecurityRule) (err *errs.Error) {
+	if out.from, err = ports("sourcePorts", r.SourcePorts); err != nil {
+		return err
 	}
-	to, err := ports("destinationPorts", r.DestinationPorts)
-	if err != nil {
-		return "", false, err
+	if out.to, err = ports("destinationPorts", r.DestinationPorts); err != nil {
+		return err
 	}
-	named := from != nil || to != nil
 	switch r.Protocol {
-	case core.ProtocolTCP, core.ProtocolUDP:
-		p := strings.ToLower(string(r.Protocol))
-		if !named {
-			return "meta l4proto " + p, true, nil
-		}
-		return portMatch(p, from, to), true, nil
-	case core.ProtocolAny:
-		if !named {
-			return "", true, nil
-		}
-		return "meta l4proto { tcp, udp } " + portMatch("th", from, to), true, nil
+	case core.ProtocolTCP, core.ProtocolUDP, core.ProtocolAny:
+		return nil
 	case core.ProtocolICMP, core.ProtocolESP, core.ProtocolAH:
-		return "meta l4proto " + strings.ToLower(string(r.Protocol)), !named, nil
+		out.impossible = out.from != nil || out.to != nil
+		return nil
 	}
-	return "", false, invalid("protocol", "%q is not a protocol of a rule", r.Protocol)
+	return invalid("protocol", "%q is not a protocol of a rule", r.Protocol)
 }
 
 func portMatch(header string, from, to []span) string {

@@ -18,35 +18,53 @@ type Flow struct {
 	SourcePort      uint16
 }
 
-// Decision is what the NSG of one subnet said about a flow, and through which rule.
+// Level is where an NSG applies.
+type Level string
+
+// The levels.
+const (
+	LevelSubnet Level = "subnet"
+	LevelNIC    Level = "NIC"
+)
+
+// Decision is what one NSG said about a flow at one level, and through which rule.
 type Decision struct {
 	NSG       string
 	Rule      string
 	Priority  int
 	Direction core.Direction
+	Level     Level
 	Subnet    string
+	Gateway   string // whose member's NIC; empty at a subnet
 	Access    core.Access
 }
 
 // String gives the decision in words: "denied by rule data/deny-all (4096) at subnet
-// data, inbound".
+// data, inbound", "allowed by rule bi/db (100) at the NIC of gateway corp-bi, outbound".
 func (d Decision) String() string {
 	verb := "denied"
 	if d.Access == core.Allow {
 		verb = "allowed"
 	}
-	return fmt.Sprintf("%s by rule %s/%s (%d) at subnet %s, %s",
-		verb, d.NSG, d.Rule, d.Priority, d.Subnet, strings.ToLower(string(d.Direction)))
+	return fmt.Sprintf("%s by rule %s/%s (%d) at %s, %s",
+		verb, d.NSG, d.Rule, d.Priority, d.place(), strings.ToLower(string(d.Direction)))
+}
+
+func (d Decision) place() string {
+	if d.Level == LevelNIC {
+		return "the NIC of gateway " + d.Gateway
+	}
+	return "subnet " + d.Subnet
 }
 
 // Verdict is what happens to a flow. It passes only if no rule denies it and Route
 // leads somewhere.
 type Verdict struct {
 	Allowed bool
-	// Decisions in the order of evaluation; a denial is the last one. A subnet without
-	// an NSG makes none.
+	// Decisions in the order of evaluation; a denial is the last one. Where there is
+	// no NSG, there is none.
 	Decisions []Decision
-	// Route is "VnetLocal", "NAT gateway NAME", or "none: " and the reason.
+	// Route is "VnetLocal", "NAT gateway NAME", "tunnel", or "none: " and the reason.
 	Route string
 }
 

@@ -2,7 +2,6 @@ package policy
 
 import (
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -29,6 +28,9 @@ type VNetInput struct {
 	// NATInterfaces names, for each NAT gateway, the interface in the namespace that
 	// leads to it. A gateway that is absent is no way out yet.
 	NATInterfaces map[string]string
+	// BucketsFrom is the number of rules of a direction past which they are compiled to
+	// buckets by destination port. Default: 200; negative: always.
+	BucketsFrom int
 }
 
 // CompileVNet gives the nftables text that replaces `table inet sluice` in the
@@ -40,13 +42,13 @@ func CompileVNet(in VNetInput) (string, error) {
 		return "", err
 	}
 	c := newVNetCompiler(in)
-	sections := []func() error{
-		c.header, c.sets, c.antiSpoof, c.forward, c.input, c.output, c.dns, c.dispatch, c.groups,
+	if err := c.readGroups(); err != nil {
+		return "", err
 	}
-	for _, write := range sections {
-		if err := write(); err != nil {
-			return "", err
-		}
+	for _, write := range []func(){
+		c.header, c.sets, c.nics, c.antiSpoof, c.forward, c.input, c.output, c.dns, c.dispatch, c.groups,
+	} {
+		write()
 	}
 	c.out.WriteString("}\n")
 	return c.out.String(), nil
@@ -56,6 +58,7 @@ type vnetCompiler struct {
 	in     VNetInput
 	ports  []PortBinding // by interface
 	rules  ruleCompiler
+	nsgs   []nftGroup        // by name
 	chains map[string]string // an NSG's name → what its chains' names begin with
 	out    strings.Builder
 }
@@ -73,6 +76,8 @@ func newVNetCompiler(in VNetInput) *vnetCompiler {
 	c.rules.virtualNetwork = merge(space)
 	c.rules.internet = complement(merge(append(space, notInternet()...)))
 	c.rules.resolvers = merge(resolvers)
+	c.rules.groups, c.rules.tags = groupSpans(in.VNet), tagSpans(in.VNet)
+	c.rules.sets.byKey = map[string]string{}
 	return c
 }
 
@@ -121,15 +126,14 @@ func (c *vnetCompiler) line(indent int, format string, args ...any) {
 	c.out.WriteByte('\n')
 }
 
-func (c *vnetCompiler) header() error {
+func (c *vnetCompiler) header() {
 	c.line(0, "# Virtual network %s. The first two lines make the third a replacement in one step.", plain(c.in.VNet.Name))
 	c.line(0, "table inet sluice {}")
 	c.line(0, "delete table inet sluice")
 	c.line(0, "table inet sluice {")
-	return nil
 }
 
-func (c *vnetCompiler) sets() error {
+func (c *vnetCompiler) sets() {
 	var members, bindings, holders []string
 	for _, p := range c.ports {
 		members = append(members, fmt.Sprintf("%q", p.Interface))
@@ -143,7 +147,9 @@ func (c *vnetCompiler) sets() error {
 	c.set("tag PlatformDNS", "resolvers", "ipv4_addr", "interval", texts(c.rules.resolvers, span.addressText))
 	c.set("tag VirtualNetwork", "virtual_network", "ipv4_addr", "interval", texts(c.rules.virtualNetwork, span.addressText))
 	c.set("tag Internet", "internet", "ipv4_addr", "interval", texts(c.rules.internet, span.addressText))
-	return nil
+	for _, s := range c.rules.sets.list {
+		c.set(s.about, s.name, "ipv4_addr", s.flags(), s.elements())
+	}
 }
 
 func (c *vnetCompiler) endpoints() []string {
@@ -159,8 +165,12 @@ func (c *vnetCompiler) endpoints() []string {
 }
 
 func (c *vnetCompiler) set(about, name, kind, flags string, elements []string) {
+	c.collection("set", about, name, kind, flags, elements)
+}
+
+func (c *vnetCompiler) collection(what, about, name, kind, flags string, elements []string) {
 	c.line(1, "# %s", about)
-	c.line(1, "set %s {", name)
+	c.line(1, "%s %s {", what, name)
 	c.line(2, "type %s", kind)
 	if flags != "" {
 		c.line(2, "flags %s", flags)
@@ -172,7 +182,7 @@ func (c *vnetCompiler) set(about, name, kind, flags string, elements []string) {
 }
 
 // antiSpoof runs before connection tracking, so a forged packet leaves no trace.
-func (c *vnetCompiler) antiSpoof() error {
+func (c *vnetCompiler) antiSpoof() {
 	c.line(1, "chain prerouting {")
 	c.line(2, "type filter hook prerouting priority raw; policy drop;")
 	c.line(2, `meta nfproto ipv6 counter drop comment "IPv6 is not carried"`)
@@ -184,7 +194,6 @@ func (c *vnetCompiler) antiSpoof() error {
 	}
 	c.line(2, `counter drop comment "spoofed, or from an interface that has no place here"`)
 	c.line(1, "}\n")
-	return nil
 }
 
 // natNames lists, sorted, the NAT gateways of the network that have an interface.
@@ -206,7 +215,7 @@ func (c *vnetCompiler) state() {
 	c.line(2, `iifname != @members counter drop comment "unsolicited: only members begin flows"`)
 }
 
-func (c *vnetCompiler) forward() error {
+func (c *vnetCompiler) forward() {
 	c.line(1, "# From members to members and to NAT gateways.")
 	c.line(1, "chain forward {")
 	c.line(2, "type filter hook forward priority filter; policy drop;")
@@ -221,7 +230,6 @@ func (c *vnetCompiler) forward() error {
 	}
 	c.line(2, `counter drop comment "no route"`)
 	c.line(1, "}\n")
-	return nil
 }
 
 func (c *vnetCompiler) natSubnets(gateway string) []string {
@@ -234,7 +242,7 @@ func (c *vnetCompiler) natSubnets(gateway string) []string {
 	return texts(merge(spans), span.addressText)
 }
 
-func (c *vnetCompiler) input() error {
+func (c *vnetCompiler) input() {
 	c.line(1, "# To private endpoints and the resolver, which listen in this namespace; nothing else does.")
 	c.line(1, "chain input {")
 	c.line(2, "type filter hook input priority filter; policy drop;")
@@ -244,99 +252,13 @@ func (c *vnetCompiler) input() error {
 	c.line(2, `ip daddr . tcp dport @endpoints counter accept comment "private endpoint"`)
 	c.line(2, `counter drop comment "nothing answers there"`)
 	c.line(1, "}\n")
-	return nil
 }
 
-func (c *vnetCompiler) output() error {
+func (c *vnetCompiler) output() {
 	c.line(1, "# This namespace only answers.")
 	c.line(1, "chain output {")
 	c.line(2, "type filter hook output priority filter; policy drop;")
 	c.line(2, `icmp type redirect counter drop comment "redirects"`)
 	c.line(2, "ct state established,related accept")
 	c.line(1, "}\n")
-	return nil
-}
-
-// dns writes the chain for questions to the resolver: only rules that name it are asked.
-func (c *vnetCompiler) dns() error {
-	c.line(1, "# Questions to the resolver: exempt, unless a rule names PlatformDNS.")
-	c.line(1, "chain platform_dns {")
-	c.vmap("saddr", "dns", func(g core.NetworkSecurityGroup) bool {
-		return slices.ContainsFunc(g.Rules, func(r core.SecurityRule) bool {
-			return r.Direction == core.Outbound && namesDNS(r)
-		})
-	})
-	c.line(2, `counter accept comment "question to the resolver"`)
-	c.line(1, "}\n")
-	return nil
-}
-
-// dispatch writes the chain that both hooks pass: a group's chain returns to it to allow.
-func (c *vnetCompiler) dispatch() error {
-	every := func(core.NetworkSecurityGroup) bool { return true }
-	c.line(1, "# The source's subnet first, then the destination's; to return is to allow.")
-	c.line(1, "chain security_groups {")
-	c.vmap("saddr", "outbound", every)
-	c.vmap("daddr", "inbound", every)
-	c.line(1, "}\n")
-	return nil
-}
-
-// vmap sends each subnet's packets to the chain of its group, where the group has one.
-func (c *vnetCompiler) vmap(field, suffix string, has func(core.NetworkSecurityGroup) bool) {
-	groups := map[string]core.NetworkSecurityGroup{}
-	for _, g := range c.in.VNet.NSGs {
-		groups[g.Name] = g
-	}
-	subnets := slices.Clone(c.in.VNet.Subnets)
-	slices.SortFunc(subnets, func(a, b core.Subnet) int { return a.Prefix.Masked().Addr().Compare(b.Prefix.Masked().Addr()) })
-	var elements []string
-	for _, s := range subnets {
-		if g, ok := groups[s.NSG]; ok && has(g) {
-			elements = append(elements, fmt.Sprintf("%s : jump %s_%s", s.Prefix.Masked(), c.chains[s.NSG], suffix))
-		}
-	}
-	if len(elements) > 0 {
-		c.line(2, "ip %s vmap { %s }", field, strings.Join(elements, ", "))
-	}
-}
-
-func (c *vnetCompiler) groups() error {
-	byName := map[string]core.NetworkSecurityGroup{}
-	for _, g := range c.in.VNet.NSGs {
-		byName[g.Name] = g
-	}
-	for _, name := range slices.Sorted(maps.Keys(byName)) {
-		if err := c.group(byName[name]); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (c *vnetCompiler) group(g core.NetworkSecurityGroup) error {
-	outbound := ordered(g, core.Outbound)
-	dns := slices.DeleteFunc(slices.Clone(outbound), func(r core.SecurityRule) bool { return !namesDNS(r) })
-	if len(dns) > 0 {
-		if err := c.chain(g.Name, "dns", dns); err != nil {
-			return err
-		}
-	}
-	if err := c.chain(g.Name, "outbound", outbound); err != nil {
-		return err
-	}
-	return c.chain(g.Name, "inbound", ordered(g, core.Inbound))
-}
-
-func (c *vnetCompiler) chain(group, suffix string, rules []core.SecurityRule) error {
-	c.line(1, "chain %s_%s {", c.chains[group], suffix)
-	for _, r := range rules {
-		text, err := c.rules.line(group, r)
-		if err != nil {
-			return err
-		}
-		c.line(2, "%s", text)
-	}
-	c.line(1, "}\n")
-	return nil
 }
