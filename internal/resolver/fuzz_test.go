@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"github.com/sluice-gateway/sluice/internal/resolver/upstream"
 )
 
 // FuzzAnswer gives the handler whatever parses as a message: the reply must be one that
@@ -25,8 +26,10 @@ func FuzzAnswer(f *testing.F) {
 		f.Add(b)
 	}
 	f.Add([]byte{})
-	r := New(Options{Zones: corpZones(), Upstreams: []string{"192.0.2.1:53"}, UpstreamTimeout: time.Millisecond,
-		Dial: func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("no network here") }})
+	r := New(Options{Config: Config{Zones: corpZones(), Servers: servers("192.0.2.1:53"), Timeout: time.Millisecond},
+		Dial: func(context.Context, string, upstream.Server) (net.Conn, error) {
+			return nil, errors.New("no network here")
+		}})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		q := new(dns.Msg)
 		if q.Unpack(b) != nil {

@@ -2,26 +2,38 @@ package resolver
 
 import (
 	"context"
+	"errors"
 	"net"
+	"strings"
+	"unicode"
 
 	"github.com/miekg/dns"
+	"github.com/sluice-gateway/sluice/internal/resolver/upstream"
 )
 
-// maxUDP is the largest answer over UDP, which no link fragments; more goes over TCP.
-const maxUDP = 1232
+// The codes of the extended errors (RFC 8914, private use) that tell a client who decided
+// that a name has no answer; their text tells why.
+const (
+	codeZone    = upstream.CodeZone
+	codeServers = upstream.CodeServers
+)
+
+// maxWhy bounds that text, in bytes.
+const maxWhy = 500
 
 // serve answers one question, or drops it.
 func (r *Resolver) serve(ctx context.Context, w dns.ResponseWriter, q *dns.Msg) {
 	_, udp := w.RemoteAddr().(*net.UDPAddr)
-	reply := r.answer(ctx, q, udp)
+	reply, res := r.answer(ctx, q, udp)
 	if reply == nil {
 		return
 	}
+	size := dns.MaxMsgSize
 	if udp {
-		reply.Truncate(udpSize(q))
-	} else {
-		reply.Truncate(dns.MaxMsgSize)
+		size = udpSize(q)
 	}
+	reply.Truncate(size)
+	addWhy(reply, res, size)
 	// A client that went away is no trouble of the resolver's.
 	_ = w.WriteMsg(reply)
 }
@@ -29,34 +41,75 @@ func (r *Resolver) serve(ctx context.Context, w dns.ResponseWriter, q *dns.Msg) 
 // udpSize is how large an answer the client can take.
 func udpSize(q *dns.Msg) int {
 	if o := q.IsEdns0(); o != nil {
-		return min(max(int(o.UDPSize()), dns.MinMsgSize), maxUDP)
+		return min(max(int(o.UDPSize()), dns.MinMsgSize), upstream.MaxUDP)
 	}
 	return dns.MinMsgSize
 }
 
 // answer gives the reply, or nil for a question over UDP that there is no room for.
-func (r *Resolver) answer(ctx context.Context, q *dns.Msg, udp bool) *dns.Msg {
+func (r *Resolver) answer(ctx context.Context, q *dns.Msg, udp bool) (*dns.Msg, result) {
+	v := r.view.Load()
 	reply := new(dns.Msg)
 	reply.SetReply(q)
 	reply.Compress = true
-	reply.RecursionAvailable = len(r.upstream.addresses) > 0
+	reply.RecursionAvailable = len(v.config.Servers) > 0
 	if o := q.IsEdns0(); o != nil {
-		reply.SetEdns0(maxUDP, o.Do())
+		reply.SetEdns0(upstream.MaxUDP, o.Do())
 	}
 	if code, ok := refused(q); ok {
 		reply.Rcode = code
-		return reply
+		return reply, result{}
 	}
-	question := q.Question[0]
-	if z := r.zones.Load().find(dns.CanonicalName(question.Name)); z != nil {
-		z.answer(reply, question)
-		return reply
+	res, err := v.resolve(ctx, q)
+	if err != nil {
+		if udp && errors.Is(err, errBusy) {
+			return nil, res
+		}
+		reply.Rcode = dns.RcodeServerFailure
+		return reply, result{code: codeServers, why: err.Error()}
 	}
-	if len(r.upstream.addresses) == 0 {
-		reply.Rcode = dns.RcodeRefused
-		return reply
+	reply.Rcode, reply.Authoritative, reply.AuthenticatedData = res.rcode, res.authoritative, res.ad
+	reply.Answer, reply.Ns = res.answer, res.soa
+	return reply, res
+}
+
+// explain notes why a name has no answer; names are those that led to it.
+func (res *result) explain(code uint16, names []string, text string) {
+	if len(names) > 1 {
+		plain := make([]string, len(names))
+		for i, n := range names {
+			plain[i] = plainName(n)
+		}
+		text = strings.Join(plain, " -> ") + ": " + text
 	}
-	return r.forward(ctx, q, reply, udp)
+	res.code, res.why = code, text
+}
+
+// addWhy tells a client that knows EDNS0 why there is no answer, where it fits.
+func addWhy(reply *dns.Msg, res result, size int) {
+	o := reply.IsEdns0()
+	if res.code == 0 || o == nil {
+		return
+	}
+	text := printable(res.why, maxWhy)
+	if room := size - reply.Len() - 6; room < len(text) {
+		return
+	}
+	o.Option = append(o.Option, &dns.EDNS0_EDE{InfoCode: res.code, ExtraText: text})
+}
+
+// printable keeps a text to what a terminal may be shown, and to a length.
+func printable(s string, most int) string {
+	s = strings.Map(func(r rune) rune {
+		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most-3], "") + "..."
+	}
+	return s
 }
 
 // refused gives the code for what is not answered, whatever the name.
@@ -79,31 +132,4 @@ func refused(q *dns.Msg) (int, bool) {
 		return dns.RcodeRefused, true
 	}
 	return 0, false
-}
-
-// forward asks the upstreams, if not too many questions wait for them already.
-func (r *Resolver) forward(ctx context.Context, q, reply *dns.Msg, udp bool) *dns.Msg {
-	select {
-	case r.inFlight <- struct{}{}:
-		defer func() { <-r.inFlight }()
-	default:
-		if udp {
-			return nil
-		}
-		reply.Rcode = dns.RcodeServerFailure
-		return reply
-	}
-	got, err := r.upstream.ask(ctx, q)
-	if err != nil {
-		reply.Rcode = dns.RcodeServerFailure
-		return reply
-	}
-	reply.Rcode, reply.AuthenticatedData = got.Rcode, got.AuthenticatedData
-	reply.Answer, reply.Ns = got.Answer, got.Ns
-	for _, rr := range got.Extra {
-		if rr.Header().Rrtype != dns.TypeOPT { // the reply has its own
-			reply.Extra = append(reply.Extra, rr)
-		}
-	}
-	return reply
 }

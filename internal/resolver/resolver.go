@@ -5,30 +5,34 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
 	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/resolver/upstream"
 )
 
-// Options say what a resolver answers.
-type Options struct {
+// Config says what a resolver answers, and whom it asks.
+type Config struct {
 	// Zones are the private zones linked to the virtual network. Optional.
 	Zones []core.GoalZone
-	// Upstreams are asked in order for names outside the zones, as host:port. Optional:
-	// without any, such names are refused.
-	Upstreams []string
-	// Dial connects to upstreams, over "udp" and "tcp". Default: a net.Dialer.
-	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// Logger receives trouble with upstreams. Default: none.
-	Logger *slog.Logger
-	// UpstreamTimeout bounds the wait for one upstream. Default 2 s.
-	UpstreamTimeout time.Duration
-	// MaxInFlight bounds how many questions wait for upstreams at once; one more is
+	// Servers are asked in order for names outside the zones. Optional: without any, such
+	// names are refused.
+	Servers []upstream.Server
+	// Timeout bounds the wait for one server. Default 2 s.
+	Timeout time.Duration
+}
+
+// Options configure a resolver.
+type Options struct {
+	Config
+	// Dial connects to servers, over "udp" and "tcp". Default: a net.Dialer.
+	Dial func(ctx context.Context, network string, s upstream.Server) (net.Conn, error)
+	// MaxInFlight bounds how many questions wait for servers at once; one more is
 	// dropped over UDP and fails over TCP. Default 512.
 	MaxInFlight int
 }
@@ -39,38 +43,36 @@ const (
 	maxTCPConns     = 256              // per pair of sockets
 	writeTimeout    = 2 * time.Second  // to a client that does not read
 	idleTimeout     = 8 * time.Second  // of a TCP connection between questions
+	answerLimit     = 8 * time.Second  // for all servers of a question together
 	shutdownTimeout = 10 * time.Second // more than every wait of a question together
 )
 
 // Resolver answers DNS questions. Its methods may be called from several goroutines.
 type Resolver struct {
-	zones    atomic.Pointer[zoneSet]
-	upstream upstream
+	dial     func(ctx context.Context, network string, s upstream.Server) (net.Conn, error)
 	inFlight chan struct{}
+	mu       sync.Mutex // of Update
+	view     atomic.Pointer[view]
 }
 
 // New makes a resolver; it answers once Serve is called.
 func New(o Options) *Resolver {
-	if o.Dial == nil {
-		o.Dial = (&net.Dialer{}).DialContext
-	}
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
-	r := &Resolver{
-		upstream: upstream{
-			addresses: o.Upstreams, dial: o.Dial, log: o.Logger,
-			timeout: cmp.Or(o.UpstreamTimeout, 2*time.Second),
-		},
-		inFlight: make(chan struct{}, cmp.Or(o.MaxInFlight, 512)),
-	}
-	r.Update(o.Zones)
+	r := &Resolver{dial: o.Dial, inFlight: make(chan struct{}, cmp.Or(o.MaxInFlight, 512))}
+	r.Update(o.Config)
 	return r
 }
 
-// Update replaces the zones. A question is answered from the old ones or the new ones as
-// a whole.
-func (r *Resolver) Update(zones []core.GoalZone) { r.zones.Store(newZoneSet(zones)) }
+// Update replaces zones and servers, and forgets what was learned from the old ones; if
+// nothing changed it does nothing. A question is answered from the old ones or the new
+// ones as a whole.
+func (r *Resolver) Update(c Config) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	old := r.view.Load()
+	if old == nil || !reflect.DeepEqual(old.config, c) {
+		r.view.Store(r.newView(c, old))
+	}
+}
 
 // Serve answers on a pair of sockets until ctx ends, and then returns nil when every
 // question that it took is done with. It closes both sockets. It may be called for

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/dns"
 	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/resolver/upstream"
 )
 
 // server is a resolver that serves on loopback sockets until the test ends.
@@ -66,7 +67,7 @@ func (s *server) serveMore(t *testing.T) {
 	})
 }
 
-func ask(t *testing.T, network, address string, m *dns.Msg) *dns.Msg {
+func query(t *testing.T, network, address string, m *dns.Msg) *dns.Msg {
 	t.Helper()
 	c := dns.Client{Net: network, Timeout: 10 * time.Second}
 	got, _, err := c.Exchange(m, address)
@@ -109,7 +110,7 @@ func summary(m *dns.Msg) string {
 
 func TestAnswersFromTheZones(t *testing.T) {
 	t.Parallel()
-	s := start(t, Options{Zones: corpZones()})
+	s := start(t, Options{Config: Config{Zones: corpZones()}})
 	const soa = "corp.internal. 2 IN SOA corp.internal. hostmaster.corp.internal. 1 3600 600 86400 2"
 	for _, c := range []struct {
 		name string
@@ -135,7 +136,7 @@ func TestAnswersFromTheZones(t *testing.T) {
 		{"corp.internal.", dns.TypeAXFR, "REFUSED: "},
 	} {
 		for network, address := range map[string]string{"udp": s.udp, "tcp": s.tcp} {
-			if got := summary(ask(t, network, address, question(c.name, c.kind))); got != c.want {
+			if got := summary(query(t, network, address, question(c.name, c.kind))); got != c.want {
 				t.Errorf("%s %s over %s:\n got %s\nwant %s", c.name, dns.TypeToString[c.kind], network, got, c.want)
 			}
 		}
@@ -144,7 +145,7 @@ func TestAnswersFromTheZones(t *testing.T) {
 
 func TestRefusesWhatIsNoQuestionToIt(t *testing.T) {
 	t.Parallel()
-	s := start(t, Options{Zones: corpZones()})
+	s := start(t, Options{Config: Config{Zones: corpZones()}})
 	chaos := question("version.bind.", dns.TypeTXT)
 	chaos.Question[0].Qclass = dns.ClassCHAOS
 	notify := question("corp.internal.", dns.TypeSOA)
@@ -157,11 +158,11 @@ func TestRefusesWhatIsNoQuestionToIt(t *testing.T) {
 	for want, m := range map[int]*dns.Msg{
 		dns.RcodeRefused: chaos, dns.RcodeNotImplemented: notify, dns.RcodeBadVers: future,
 	} {
-		if got := ask(t, "udp", s.udp, m); got.Rcode != want || len(got.Answer) != 0 {
+		if got := query(t, "udp", s.udp, m); got.Rcode != want || len(got.Answer) != 0 {
 			t.Errorf("%s\nwant %s, got %s", m, dns.RcodeToString[want], got)
 		}
 	}
-	if got := ask(t, "udp", s.udp, update); got.Rcode == dns.RcodeSuccess {
+	if got := query(t, "udp", s.udp, update); got.Rcode == dns.RcodeSuccess {
 		t.Errorf("a dynamic update was accepted: %s", got)
 	}
 }
@@ -173,22 +174,22 @@ func TestLongAnswersGoOverTCP(t *testing.T) {
 	for i := range 200 {
 		zone.Records = append(zone.Records, entry("many.corp.internal", fmt.Sprintf("10.20.1.%d", i)))
 	}
-	s := start(t, Options{Zones: []core.GoalZone{zone}})
+	s := start(t, Options{Config: Config{Zones: []core.GoalZone{zone}}})
 	for name, c := range map[string]struct{ offer, limit int }{
-		"without EDNS0": {0, 512}, "EDNS0, 800": {800, 800}, "EDNS0, 4096": {4096, maxUDP}, "EDNS0, too small": {100, 512},
+		"without EDNS0": {0, 512}, "EDNS0, 800": {800, 800}, "EDNS0, 4096": {4096, upstream.MaxUDP}, "EDNS0, too small": {100, 512},
 	} {
 		m := question("many.corp.internal.", dns.TypeA)
 		if c.offer > 0 {
 			m.SetEdns0(uint16(c.offer), true)
 		}
-		got := ask(t, "udp", s.udp, m)
+		got := query(t, "udp", s.udp, m)
 		if !got.Truncated || got.Len() > c.limit || got.Len() < c.limit/2 || len(got.Answer) == 0 {
 			t.Errorf("%s: %d bytes, %d answers, truncated %v; the limit is %d", name, got.Len(), len(got.Answer), got.Truncated, c.limit)
 		}
 		if (got.IsEdns0() != nil) != (c.offer > 0) || c.offer > 0 && !got.IsEdns0().Do() {
 			t.Errorf("%s: the answer's EDNS0 is %v", name, got.IsEdns0())
 		}
-		got = ask(t, "tcp", s.tcp, m)
+		got = query(t, "tcp", s.tcp, m)
 		if got.Truncated || len(got.Answer) != 200 {
 			t.Errorf("%s, over TCP: %d answers, truncated %v", name, len(got.Answer), got.Truncated)
 		}
@@ -198,7 +199,7 @@ func TestLongAnswersGoOverTCP(t *testing.T) {
 // TestGoClient asks as a member does: with Go's own resolver.
 func TestGoClient(t *testing.T) {
 	t.Parallel()
-	s := start(t, Options{Zones: corpZones()})
+	s := start(t, Options{Config: Config{Zones: corpZones()}})
 	r := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 		address := s.udp
 		if strings.HasPrefix(network, "tcp") {
@@ -222,9 +223,9 @@ func TestTwoNetworksSeeTheirOwnRecords(t *testing.T) {
 		return []core.GoalZone{{Name: "corp.internal", Records: []core.GoalRecord{entry("orders.corp.internal", address)}}}
 	}
 	for _, address := range []string{"10.20.1.4", "10.20.1.9"} {
-		s := start(t, Options{Zones: zone(address)})
+		s := start(t, Options{Config: Config{Zones: zone(address)}})
 		want := "NOERROR aa: orders.corp.internal. 30 IN A " + address
-		if got := summary(ask(t, "udp", s.udp, question("orders.corp.internal.", dns.TypeA))); got != want {
+		if got := summary(query(t, "udp", s.udp, question("orders.corp.internal.", dns.TypeA))); got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
 	}
@@ -238,20 +239,20 @@ func TestUpdateIsAtomic(t *testing.T) {
 			entry("a.z", fmt.Sprintf("10.0.%d.1", n)), entry("a.z", fmt.Sprintf("10.0.%d.2", n)),
 		}}}
 	}
-	s := start(t, Options{Zones: zone(0)})
+	s := start(t, Options{Config: Config{Zones: zone(0)}})
 	s.serveMore(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		for i := 0; ctx.Err() == nil; i++ {
-			s.Update(zone(i % 2))
+			s.Update(Config{Zones: zone(i % 2)})
 			time.Sleep(50 * time.Microsecond)
 		}
 	}()
 	seen := map[string]int{}
 	for range 500 {
-		seen[summary(ask(t, "udp", s.udp, question("a.z.", dns.TypeA)))]++
+		seen[summary(query(t, "udp", s.udp, question("a.z.", dns.TypeA)))]++
 	}
 	cancel()
 	<-done
@@ -260,15 +261,15 @@ func TestUpdateIsAtomic(t *testing.T) {
 			t.Errorf("old and new at once: %s", got)
 		}
 	}
-	s.Update(nil)
-	if got := ask(t, "udp", s.udp, question("a.z.", dns.TypeA)); got.Rcode != dns.RcodeRefused {
+	s.Update(Config{})
+	if got := query(t, "udp", s.udp, question("a.z.", dns.TypeA)); got.Rcode != dns.RcodeRefused {
 		t.Errorf("a zone that is gone answers %s", summary(got))
 	}
 }
 
 func TestGarbageIsSurvived(t *testing.T) {
 	t.Parallel()
-	s := start(t, Options{Zones: corpZones()})
+	s := start(t, Options{Config: Config{Zones: corpZones()}})
 	for network, address := range map[string]string{"udp": s.udp, "tcp": s.tcp} {
 		for i := range 50 {
 			c, err := net.Dial(network, address)
@@ -278,7 +279,7 @@ func TestGarbageIsSurvived(t *testing.T) {
 			_, _ = c.Write([]byte(strings.Repeat("\xff\x00\xc0", i*i)))
 			_ = c.Close()
 		}
-		if got := ask(t, network, address, question("orders.corp.internal.", dns.TypeA)); len(got.Answer) != 1 {
+		if got := query(t, network, address, question("orders.corp.internal.", dns.TypeA)); len(got.Answer) != 1 {
 			t.Errorf("after garbage over %s: %s", network, summary(got))
 		}
 	}
@@ -288,13 +289,13 @@ func TestGarbageIsSurvived(t *testing.T) {
 // what it leaves behind.
 func TestServeEnds(t *testing.T) {
 	before := runtime.NumGoroutine()
-	s := start(t, Options{Zones: corpZones()})
+	s := start(t, Options{Config: Config{Zones: corpZones()}})
 	idle, err := net.Dial("tcp", s.tcp)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = idle.Close() }()
-	ask(t, "tcp", s.tcp, question("orders.corp.internal.", dns.TypeA))
+	query(t, "tcp", s.tcp, question("orders.corp.internal.", dns.TypeA))
 	began := time.Now()
 	if err := s.stop(); err != nil {
 		t.Error(err)
@@ -386,7 +387,7 @@ func TestAClientThatDoesNotReadIsCutOff(t *testing.T) {
 	for i := range 4000 {
 		zone.Records = append(zone.Records, entry("a.z", fmt.Sprintf("10.0.%d.%d", i/250, i%250)))
 	}
-	s := start(t, Options{Zones: []core.GoalZone{zone}})
+	s := start(t, Options{Config: Config{Zones: []core.GoalZone{zone}}})
 	c, err := net.Dial("tcp", s.tcp)
 	if err != nil {
 		t.Fatal(err)

@@ -1,19 +1,15 @@
 package resolver
 
 import (
-	"net/netip"
 	"slices"
 
 	"github.com/miekg/dns"
 	"github.com/sluice-gateway/sluice/internal/core"
 )
 
-// How long answers may be kept. What is not there may be there in a moment: a private
-// endpoint that is being made.
-const (
-	recordTTL   = 30
-	negativeTTL = 2
-)
+// negativeTTL is how long "not there" may be kept, in seconds: what is not there may be
+// there in a moment, a private endpoint that is being made.
+const negativeTTL = 2
 
 // zoneSet is the zones at one moment; it does not change.
 type zoneSet struct {
@@ -23,16 +19,19 @@ type zoneSet struct {
 type zone struct {
 	name string
 	// names holds every name that exists, those between a record and the zone included,
-	// with its addresses.
-	names map[string][]netip.Addr
+	// which have no records.
+	names map[string]recordsByType
 }
+
+// recordsByType are the records of a name by type.
+type recordsByType map[uint16][]dns.RR
 
 func newZoneSet(zones []core.GoalZone) *zoneSet {
 	s := &zoneSet{zones: map[string]*zone{}}
 	for _, z := range zones {
 		name := dns.CanonicalName(z.Name)
 		if s.zones[name] == nil {
-			s.zones[name] = &zone{name: name, names: map[string][]netip.Addr{name: nil}}
+			s.zones[name] = &zone{name: name, names: map[string]recordsByType{name: nil}}
 		}
 		for _, r := range z.Records {
 			s.zones[name].add(r)
@@ -43,23 +42,35 @@ func newZoneSet(zones []core.GoalZone) *zoneSet {
 
 // add takes a record in. A record outside the zone can never be asked for.
 func (z *zone) add(r core.GoalRecord) {
-	name := dns.CanonicalName(r.Name)
-	if !dns.IsSubDomain(z.name, name) || !r.Address.IsValid() {
+	name, made := dns.CanonicalName(r.Name), records(r)
+	if !dns.IsSubDomain(z.name, name) || len(made) == 0 {
 		return
 	}
-	if a := r.Address.Unmap(); !slices.Contains(z.names[name], a) {
-		z.names[name] = append(z.names[name], a)
+	of := z.names[name]
+	if of == nil {
+		of = recordsByType{}
+		z.names[name] = of
+	}
+	for _, rr := range made {
+		kind := rr.Header().Rrtype
+		if !slices.ContainsFunc(of[kind], func(o dns.RR) bool { return dns.IsDuplicate(o, rr) }) {
+			of[kind] = append(of[kind], rr)
+		}
 	}
 	for name != z.name {
-		next, end := dns.NextLabel(name, 0)
-		if end {
-			return
-		}
-		name = name[next:]
+		name = parent(name)
 		if _, known := z.names[name]; !known {
 			z.names[name] = nil
 		}
 	}
+}
+
+func parent(name string) string {
+	next, end := dns.NextLabel(name, 0)
+	if end {
+		return "."
+	}
+	return name[next:]
 }
 
 // find gives the zone that a name is in, the longest that matches, or nil.
@@ -72,39 +83,45 @@ func (s *zoneSet) find(name string) *zone {
 	return s.zones["."]
 }
 
-// answer fills in the reply to a question about a name of the zone.
-func (z *zone) answer(reply *dns.Msg, q dns.Question) {
-	reply.Authoritative = true
-	name := dns.CanonicalName(q.Name)
-	addresses, exists := z.names[name]
-	if !exists {
-		reply.Rcode = dns.RcodeNameError
+// lookup gives the records of a name, and whether it exists. A name that does not is
+// answered by the wildcard next to the closest of its parents that does (RFC 4592).
+func (z *zone) lookup(name string) (recordsByType, bool) {
+	if of, ok := z.names[name]; ok {
+		return of, true
 	}
-	for _, a := range addresses {
-		if rr := record(q, a); rr != nil {
-			reply.Answer = append(reply.Answer, rr)
+	for up := parent(name); ; up = parent(up) {
+		if _, ok := z.names[up]; ok {
+			of, ok := z.names["*."+up]
+			return of, ok
 		}
-	}
-	if name == z.name && (q.Qtype == dns.TypeSOA || q.Qtype == dns.TypeANY) {
-		reply.Answer = append(reply.Answer, z.soa())
-	}
-	if len(reply.Answer) == 0 {
-		reply.Ns = append(reply.Ns, z.soa())
+		if up == z.name || up == "." {
+			return nil, false
+		}
 	}
 }
 
-// record gives an address as an answer, or nil if the question is for another type.
-func record(q dns.Question, a netip.Addr) dns.RR {
-	header := dns.RR_Header{Name: q.Name, Class: dns.ClassINET, Ttl: recordTTL}
-	switch {
-	case a.Is4() && (q.Qtype == dns.TypeA || q.Qtype == dns.TypeANY):
-		header.Rrtype = dns.TypeA
-		return &dns.A{Hdr: header, A: a.AsSlice()}
-	case a.Is6() && (q.Qtype == dns.TypeAAAA || q.Qtype == dns.TypeANY):
-		header.Rrtype = dns.TypeAAAA
-		return &dns.AAAA{Hdr: header, AAAA: a.AsSlice()}
+// answer gives the records of a type, or of any; if there are none, the alias that stands
+// for the name.
+func (of recordsByType) answer(kind uint16) (found []dns.RR, alias *dns.CNAME) {
+	if kind == dns.TypeANY {
+		for _, k := range sortedTypes(of) {
+			found = append(found, of[k]...)
+		}
+		return found, nil
 	}
-	return nil
+	if found = of[kind]; len(found) == 0 && len(of[dns.TypeCNAME]) > 0 {
+		alias, _ = of[dns.TypeCNAME][0].(*dns.CNAME)
+	}
+	return found, alias
+}
+
+func sortedTypes(of recordsByType) []uint16 {
+	var out []uint16
+	for k := range of {
+		out = append(out, k)
+	}
+	slices.Sort(out)
+	return out
 }
 
 // soa tells how long "not there" may be kept. Nobody transfers the zone, so the rest of it

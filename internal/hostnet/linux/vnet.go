@@ -184,12 +184,11 @@ func (v *vnet) answer() {
 }
 
 func (v *vnet) answerDNS() {
+	config := v.n.resolverConfig(v.goal)
 	if v.resolver == nil {
-		v.resolver = resolver.New(resolver.Options{
-			Zones: v.goal.Zones, Upstreams: v.n.opts.Upstreams, Dial: v.n.dial, Logger: v.n.log,
-		})
+		v.resolver = resolver.New(resolver.Options{Config: config, Dial: v.dialDNS(v.at)})
 	}
-	v.resolver.Update(v.goal.Zones)
+	v.resolver.Update(config)
 	wanted := map[netip.Addr]bool{}
 	for _, a := range v.resolvers() {
 		wanted[a] = true
@@ -367,5 +366,6 @@ func cloneVNet(g core.GoalVNet) core.GoalVNet {
 	for i := range g.Zones {
 		g.Zones[i].Records = slices.Clone(g.Zones[i].Records)
 	}
+	g.DNS.Servers = slices.Clone(g.DNS.Servers)
 	return g
 }

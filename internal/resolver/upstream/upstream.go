@@ -1,0 +1,224 @@
+package upstream
+
+import (
+	"cmp"
+	"context"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+// Server is one to ask.
+type Server struct {
+	Address string // host:port
+	// TCPOnly says that UDP does not reach the server.
+	TCPOnly bool
+	// Via tells Dial which way to take; this package only passes it on.
+	Via any
+}
+
+// Options configure a Client.
+type Options struct {
+	// Servers are asked in this order. Required.
+	Servers []Server
+	// Dial connects to a server, over "udp" and "tcp". Default: a net.Dialer.
+	Dial func(ctx context.Context, network string, s Server) (net.Conn, error)
+	// Timeout bounds the wait for one server. Default 2 s.
+	Timeout time.Duration
+	// Limit bounds the wait for all of them. Default 8 s.
+	Limit time.Duration
+	// DownFor is how long a server that did not answer is asked only after all others.
+	// Default 30 s.
+	DownFor time.Duration
+}
+
+// Client asks servers. Its methods may be called from several goroutines.
+type Client struct {
+	opts   Options
+	states []*state
+}
+
+// New makes a client.
+func New(o Options) *Client {
+	o.Timeout = cmp.Or(o.Timeout, 2*time.Second)
+	o.Limit = cmp.Or(o.Limit, 8*time.Second)
+	o.DownFor = cmp.Or(o.DownFor, 30*time.Second)
+	if o.Dial == nil {
+		o.Dial = func(ctx context.Context, network string, s Server) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, s.Address)
+		}
+	}
+	c := &Client{opts: o}
+	for range o.Servers {
+		c.states = append(c.states, &state{})
+	}
+	return c
+}
+
+// Question makes a message, with EDNS0, to ask for what q asks for. like, if not nil, is a
+// client's message whose wishes about DNSSEC are passed on.
+func Question(q dns.Question, like *dns.Msg) *dns.Msg {
+	m := new(dns.Msg)
+	m.RecursionDesired, m.Question = true, []dns.Question{q}
+	do := false
+	if like != nil {
+		m.CheckingDisabled, m.AuthenticatedData = like.CheckingDisabled, like.AuthenticatedData
+		o := like.IsEdns0()
+		do = o != nil && o.Do()
+	}
+	m.SetEdns0(MaxUDP, do)
+	return m
+}
+
+// Codes of extended DNS errors (RFC 8914, for private use) by which a virtual network's
+// resolver tells a member who decided that a name has no answer.
+const (
+	CodeZone    uint16 = 49400 // a private zone
+	CodeServers uint16 = 49401 // the servers that the resolver asks
+)
+
+// MaxUDP is the largest answer over UDP, which no link fragments; more goes over TCP.
+const MaxUDP = 1232
+
+// Ask asks one server after the other until one has an answer. That there is no such name
+// is one; "server failure" and "refused" are not. The message is nil if there was none.
+func (c *Client) Ask(ctx context.Context, m *dns.Msg) (*dns.Msg, Outcomes) {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.opts.Limit, errLimit)
+	defer cancel()
+	outcomes := make(Outcomes, len(c.states))
+	for _, i := range c.order(time.Now(), outcomes) {
+		if ctx.Err() != nil {
+			outcomes[i].set(NotAsked, "not asked, the time was up")
+			continue
+		}
+		got, err := c.askOne(ctx, i, m)
+		if err == nil {
+			outcomes[i].set(Answered, answered(got))
+			return got, told(outcomes)
+		}
+		outcomes[i].set(resultOf(err), err.Error())
+	}
+	return nil, told(outcomes)
+}
+
+func (o *Outcome) set(r Result, what string) { o.Result, o.What = r, what }
+
+// told leaves out the servers that had no turn.
+func told(all Outcomes) Outcomes {
+	out := make(Outcomes, 0, len(all))
+	for _, o := range all {
+		if o.What != "" {
+			out = append(out, o)
+		}
+	}
+	return out
+}
+
+// order lists the servers as they are to be asked: those that are down come last. Their
+// outcomes say so until they are asked after all.
+func (c *Client) order(now time.Time, outcomes Outcomes) []int {
+	var up, down []int
+	for i, s := range c.states {
+		outcomes[i].Server = ServerName(c.opts.Servers[i].Address)
+		if since, ok := s.claim(now, c.opts.Timeout); ok {
+			up = append(up, i)
+		} else {
+			outcomes[i].set(NotAsked, "not asked, it did not answer "+short(now.Sub(since))+" ago")
+			down = append(down, i)
+		}
+	}
+	return append(up, down...)
+}
+
+func (c *Client) askOne(ctx context.Context, i int, m *dns.Msg) (*dns.Msg, error) {
+	s := c.states[i]
+	got, network, err := c.exchange(ctx, c.opts.Servers[i], s.overTCP(), m)
+	switch {
+	case err == nil:
+		s.up(network)
+		err = verdict(got)
+	case resultOf(err) == Silent, resultOf(err) == Unreachable:
+		s.downUntil(time.Now(), c.opts.DownFor)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return got, nil
+}
+
+// verdict gives the reason why a reply is no answer.
+func verdict(m *dns.Msg) error {
+	switch {
+	case m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError:
+		return &failure{Failed, rcodeName(m.Rcode)}
+	case referral(m):
+		return &failure{Failed, "a referral: it does not resolve names for others"}
+	}
+	return nil
+}
+
+// referral says that a server only knows who else may know.
+func referral(m *dns.Msg) bool {
+	if m.Rcode != dns.RcodeSuccess || len(m.Answer) > 0 || m.Authoritative || m.RecursionAvailable {
+		return false
+	}
+	ns := false
+	for _, rr := range m.Ns {
+		switch rr.Header().Rrtype {
+		case dns.TypeSOA:
+			return false
+		case dns.TypeNS:
+			ns = true
+		}
+	}
+	return ns
+}
+
+// state is what is remembered of a server.
+type state struct {
+	mu       sync.Mutex
+	failed   time.Time // when it last did not answer; zero while it is up
+	until    time.Time
+	tcpUntil time.Time // UDP was silent and TCP was not
+}
+
+// tcpFor is how long a server is asked over TCP alone after UDP did not get through.
+const tcpFor = 5 * time.Minute
+
+// claim reports whether the server is to be asked in its turn, else since when it is down.
+// When its time is over, one question tries it while the others go on without it.
+func (s *state) claim(now time.Time, timeout time.Duration) (time.Time, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failed.IsZero() {
+		return time.Time{}, true
+	}
+	if now.Before(s.until) {
+		return s.failed, false
+	}
+	s.until = now.Add(timeout)
+	return time.Time{}, true
+}
+
+func (s *state) up(network string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failed, s.until = time.Time{}, time.Time{}
+	if network == udpWasSilent {
+		s.tcpUntil = time.Now().Add(tcpFor)
+	}
+}
+
+func (s *state) downUntil(now time.Time, d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failed, s.until = now, now.Add(d)
+}
+
+func (s *state) overTCP() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return time.Now().Before(s.tcpUntil)
+}
