@@ -93,7 +93,7 @@ func TestRefused(t *testing.T) {
 		"empty name":     {"kind: Gateway\nname: \"\"\n", "f.yaml:2: Gateway name: a Gateway needs a name"},
 		"unknown field":  {"kind: Gateway\nname: a\nsubnt: b\n", `f.yaml:3: Gateway/a subnt: unknown field "subnt": did you mean "subnet"?`},
 		"field's case":   {"kind: Gateway\nname: a\nautopause: 3m\n", `f.yaml:3: Gateway/a autopause: unknown field "autopause": did you mean "autoPause"?`},
-		"far from any":   {"kind: PrivateDNSZone\nname: a\nqqqqqq: b\n", `f.yaml:3: PrivateDNSZone/a qqqqqq: unknown field "qqqqqq": the fields here are name, vnets`},
+		"far from any":   {"kind: PrivateDNSZone\nname: a\nqqqqqq: b\n", `f.yaml:3: PrivateDNSZone/a qqqqqq: unknown field "qqqqqq": the fields here are name, records, ttl, vnets, zone`},
 		"status deeper":  {"kind: Gateway\nname: a\nmembers: {status: 1}\n", `f.yaml:3: Gateway/a members.status: unknown field "status": the fields here are max, min`},
 		"key twice":      {"kind: Gateway\nname: a\nvnet: x\nvnet: y\n", `f.yaml:4: Gateway/a vnet: the key "vnet" stands here twice, first on line 3`},
 		"deep key twice": {"kind: Gateway\nname: a\nmembers:\n  min: 1\n  min: 1\n", `f.yaml:5: Gateway/a members.min: the key "min" stands here twice, first on line 4`},

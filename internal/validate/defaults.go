@@ -16,6 +16,14 @@ const (
 // Defaults fills in what a resource leaves out. Doing it twice changes nothing more.
 func Defaults(r core.Resource) {
 	switch r := r.(type) {
+	case *core.VirtualNetwork:
+		if len(r.DNS.Servers) > 0 {
+			setDefault(&r.DNS.Timeout, core.DefaultDNSTimeout)
+		}
+	case *core.PrivateDNSZone:
+		if len(r.Records) > 0 {
+			setDefault(&r.TTL, core.DefaultRecordTTL)
+		}
 	case *core.NATGateway:
 		setDefault(&r.IdleTimeout, minIdleTimeout)
 	case *core.Gateway:

@@ -8,36 +8,6 @@ import (
 	"github.com/sluice-gateway/sluice/internal/core"
 )
 
-func (c *checker) zone(z *core.PrivateDNSZone) {
-	if why := dnsNameProblem(z.Name); why != "" {
-		c.bad("name", "%q %s", z.Name, why)
-	}
-	for i, v := range z.VNets {
-		if slices.Contains(z.VNets[:i], v) {
-			c.bad(at("vnets", i), "%s is linked already", v)
-		}
-	}
-	for _, other := range all[*core.PrivateDNSZone](c.set) {
-		if other == z {
-			break
-		}
-		c.sameZone(z, other)
-	}
-}
-
-// sameZone refuses two zones that a resolver could not tell apart.
-func (c *checker) sameZone(z, other *core.PrivateDNSZone) {
-	plain := func(name string) string { return strings.ToLower(strings.TrimSuffix(name, ".")) }
-	if plain(z.Name) != plain(other.Name) {
-		return
-	}
-	for i, v := range z.VNets {
-		if slices.Contains(other.VNets, v) {
-			c.bad(at("vnets", i), "%s is the same zone, and %s is linked to it", objectOf(other), v)
-		}
-	}
-}
-
 func (c *checker) endpoint(e *core.PrivateEndpoint) {
 	c.label("name", e.Name)
 	if _, _, why := hostPort(e.Target); why != "" {
@@ -103,7 +73,7 @@ func (c *checker) endpointName(e *core.PrivateEndpoint) {
 func (s *set) zonesOf(e *core.PrivateEndpoint) []*core.PrivateDNSZone {
 	var out []*core.PrivateDNSZone
 	for _, z := range all[*core.PrivateDNSZone](s) {
-		if inZone(e.DNSName, z.Name) && slices.Contains(z.VNets, e.VNet) {
+		if inZone(e.DNSName, z.Domain()) && slices.Contains(z.VNets, e.VNet) {
 			out = append(out, z)
 		}
 	}
@@ -113,11 +83,11 @@ func (s *set) zonesOf(e *core.PrivateEndpoint) []*core.PrivateDNSZone {
 func (s *set) zoneHint(e *core.PrivateEndpoint) string {
 	var linked []string
 	for _, z := range all[*core.PrivateDNSZone](s) {
-		if inZone(e.DNSName, z.Name) {
+		if inZone(e.DNSName, z.Domain()) {
 			return fmt.Sprintf("link the zone: add %s to vnets of %s", e.VNet, objectOf(z))
 		}
 		if slices.Contains(z.VNets, e.VNet) {
-			linked = append(linked, z.Name)
+			linked = append(linked, z.Domain())
 		}
 	}
 	if len(linked) > 0 {

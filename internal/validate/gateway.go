@@ -58,6 +58,7 @@ func (c *checker) delegated(g *core.Gateway) {
 
 func (c *checker) dataSource(d *core.DataSource) {
 	c.sourceName(d.Name)
+	c.dnsServers("dnsServers", d.DNSServers, maxSourceServers, false)
 	entry, ok := catalog.Lookup(d.Type)
 	if !ok {
 		var types []string

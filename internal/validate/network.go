@@ -73,6 +73,7 @@ func (c *checker) vnet(v *core.VirtualNetwork) {
 	for i := range v.Subnets {
 		c.subnetOf(v, i)
 	}
+	c.vnetDNS(v)
 }
 
 func (c *checker) subnetOf(v *core.VirtualNetwork, i int) {
