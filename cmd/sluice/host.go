@@ -26,6 +26,7 @@ import (
 	"github.com/sluice-gateway/sluice/internal/identity"
 	"github.com/sluice-gateway/sluice/internal/memberapi"
 	"github.com/sluice-gateway/sluice/internal/sandbox/oci"
+	"github.com/sluice-gateway/sluice/internal/splice"
 )
 
 // hostFlags configure what a host does to its machine.
@@ -86,6 +87,7 @@ func (f *hostFlags) installation() string {
 type machine struct {
 	network *linux.Network
 	runtime *oci.Runtime
+	splicer *splice.Splicer
 }
 
 func (f *hostFlags) machine(log *slog.Logger) (machine, error) {
@@ -93,8 +95,12 @@ func (f *hostFlags) machine(log *slog.Logger) (machine, error) {
 	if err != nil {
 		return machine{}, err
 	}
+	splicer, err := f.splicer(log)
+	if err != nil {
+		return machine{}, err
+	}
 	network, err := linux.New(linux.Options{
-		Instance: instance, Upstreams: upstreams("/etc/resolv.conf"), Logger: log, StateDir: filepath.Join(f.runDir, "net"),
+		Instance: instance, Splicer: splicer, Upstreams: upstreams("/etc/resolv.conf"), Logger: log, StateDir: filepath.Join(f.runDir, "net"),
 	})
 	if err != nil {
 		return machine{}, err
@@ -102,7 +108,7 @@ func (f *hostFlags) machine(log *slog.Logger) (machine, error) {
 	rt, err := oci.New(oci.Options{
 		Runtime: f.runtime, Instance: instance, Dir: filepath.Join(f.runDir, "members"), Program: f.program, Logger: log,
 	})
-	return machine{network, rt}, err
+	return machine{network, rt, splicer}, err
 }
 
 // upstreams are the machine's own DNS servers, as host:port.
@@ -171,8 +177,9 @@ func runHost(ctx context.Context, f hostFlags, l link, log *slog.Logger) error {
 	defer cancel()
 	renewed := make(chan error, 1)
 	go func() { renewed <- keeper.Run(ctx) }()
+	defer m.splicer.Close()
 	h := host.New(host.Options{
-		Name: f.name, Installation: f.installation(), Network: m.network, Runtime: m.runtime, ServiceName: identity.ServiceName, ServiceCA: l.ca,
+		Name: f.name, Installation: f.installation(), Network: m.network, Runtime: m.runtime, Splicer: m.splicer, ServiceName: identity.ServiceName, ServiceCA: l.ca,
 		DialService: l.dialTCP, Logger: log,
 		Dial: func(ctx context.Context) (net.Conn, error) {
 			conn, err := l.dial(ctx)
@@ -260,6 +267,11 @@ func hostStatusCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			processes, err := splicerItems(cmd.Context(), m.splicer)
+			if err != nil {
+				return err
+			}
+			items = append(items, processes...)
 			rows := make([][]string, len(items))
 			for i, it := range items {
 				rows[i] = []string{it.Type, it.Name, it.Why}
@@ -288,28 +300,28 @@ func hostCleanupCommand() *cobra.Command {
 				}
 				defer release()
 			}
-			m, err := f.machine(slog.New(slog.NewTextHandler(os.Stderr, nil)))
-			if err != nil {
-				return err
-			}
-			return cleanUp(cmd.Context(), m, f.runDir)
+			return cleanUp(cmd.Context(), f, slog.New(slog.NewTextHandler(os.Stderr, nil)))
 		},
 	}
 	f.addMachine(cmd)
 	return cmd
 }
 
-// cleanUp removes members, then networks, then the run directory.
-func cleanUp(ctx context.Context, m machine, runDir string) error {
-	if err := errors.Join(m.runtime.CleanUp(ctx), m.network.CleanUp(ctx)); err != nil {
+// cleanUp removes members, then connections, then networks, then the run directory.
+func cleanUp(ctx context.Context, f hostFlags, log *slog.Logger) error {
+	m, err := f.machine(log)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(m.runtime.CleanUp(ctx), endSplicers(f, log), m.network.CleanUp(ctx)); err != nil {
 		return fmt.Errorf("clean up: %w", err)
 	}
-	for _, own := range []string{"net", "members", "lock"} { // never what is not ours
-		if err := os.RemoveAll(filepath.Join(runDir, own)); err != nil {
+	for _, own := range []string{"net", "members", "splice", "lock"} { // never what is not ours
+		if err := os.RemoveAll(filepath.Join(f.runDir, own)); err != nil {
 			return fmt.Errorf("clean up: %w", err)
 		}
 	}
-	_ = os.Remove(runDir) // stays if something else is in it
+	_ = os.Remove(f.runDir) // stays if something else is in it
 	return nil
 }
 

@@ -30,7 +30,7 @@ func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	root := cli.Root(version, cli.Options{In: os.Stdin, Out: os.Stdout, Err: os.Stderr})
-	root.AddCommand(upCommand(), serviceCommand(), hostCommand())
+	root.AddCommand(upCommand(), serviceCommand(), hostCommand(), spliceCommand())
 	return cli.Execute(ctx, root)
 }
 

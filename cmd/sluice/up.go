@@ -54,11 +54,7 @@ func up(ctx context.Context, sf serviceFlags, hf hostFlags, ephemeral bool) erro
 	cancel()
 	err = first(err, <-served)
 	if ephemeral {
-		m, merr := hf.machine(log)
-		if merr == nil {
-			merr = cleanUp(context.WithoutCancel(ctx), m, hf.runDir)
-		}
-		err = first(err, merr)
+		err = first(err, cleanUp(context.WithoutCancel(ctx), hf, log))
 	}
 	return err
 }

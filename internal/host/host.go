@@ -21,6 +21,7 @@ import (
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/hostnet"
 	"github.com/sluice-gateway/sluice/internal/sandbox"
+	"github.com/sluice-gateway/sluice/internal/splice"
 	"github.com/sluice-gateway/sluice/internal/tunnel/relay"
 )
 
@@ -36,6 +37,8 @@ type Options struct {
 	// DialService makes a plain connection to the service's hosts address, for the
 	// relay. Required.
 	DialService func(ctx context.Context) (*net.TCPConn, error)
+	// Splicer joins the members' connections to the service. Required.
+	Splicer     *splice.Splicer
 	ServiceName string       // Required: the name in the service's certificate
 	ServiceCA   []byte       // Required: PEM, handed to members
 	Logger      *slog.Logger // Required
@@ -108,7 +111,7 @@ func (h *Host) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("host: listen on the tunnels: %w", err)
 	}
-	rel, err := relay.New(relay.Options{Listener: listener, Dial: h.opts.DialService, Known: h.knowsTunnel, Logger: h.log})
+	rel, err := relay.New(relay.Options{Listener: listener, Dial: h.opts.DialService, Known: h.knowsTunnel, Splicer: h.opts.Splicer, Logger: h.log})
 	if err != nil {
 		return fmt.Errorf("host: %w", err)
 	}

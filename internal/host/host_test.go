@@ -22,6 +22,7 @@ import (
 	"github.com/sluice-gateway/sluice/internal/memberapi"
 	"github.com/sluice-gateway/sluice/internal/sandbox"
 	boxfake "github.com/sluice-gateway/sluice/internal/sandbox/fake"
+	"github.com/sluice-gateway/sluice/internal/splice"
 	"github.com/sluice-gateway/sluice/internal/wire"
 )
 
@@ -47,7 +48,7 @@ func (r *rig) start() (stop func()) {
 	h := New(Options{
 		Name: "h", Network: netfake.New(r.net), Runtime: boxfake.New(r.boxes), Dial: r.dial,
 		DialService: func(context.Context) (*net.TCPConn, error) { return nil, errors.New("no service in this test") },
-		ServiceName: "service", ServiceCA: []byte("PEM"), Logger: slog.New(slog.DiscardHandler), Recheck: 50 * time.Millisecond,
+		Splicer:     localSplicer(r.t), ServiceName: "service", ServiceCA: []byte("PEM"), Logger: slog.New(slog.DiscardHandler), Recheck: 50 * time.Millisecond,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -381,7 +382,7 @@ func TestSlowListJudgesNoNewMember(t *testing.T) {
 	rt := &slowStart{slowList: sl, gate: make(chan struct{}), in: make(chan struct{})}
 	h := New(Options{Name: "h", Network: netfake.New(r.net), Runtime: rt, Dial: r.dial,
 		DialService: func(context.Context) (*net.TCPConn, error) { return nil, errors.New("none") },
-		ServiceName: "service", ServiceCA: []byte("PEM"), Logger: slog.New(slog.DiscardHandler), Recheck: 50 * time.Millisecond})
+		Splicer:     localSplicer(r.t), ServiceName: "service", ServiceCA: []byte("PEM"), Logger: slog.New(slog.DiscardHandler), Recheck: 50 * time.Millisecond})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- h.Run(ctx) }()
@@ -424,7 +425,7 @@ func TestOneBadPassDoesNotSpin(t *testing.T) {
 	n := &hidingNet{netfake.New(r.net), make(chan struct{}, 1)}
 	h := New(Options{Name: "h", Network: n, Runtime: boxfake.New(r.boxes), Dial: r.dial,
 		DialService: func(context.Context) (*net.TCPConn, error) { return nil, errors.New("none") },
-		ServiceName: "service", ServiceCA: []byte("PEM"), Logger: slog.New(slog.DiscardHandler), Recheck: 200 * time.Millisecond})
+		Splicer:     localSplicer(r.t), ServiceName: "service", ServiceCA: []byte("PEM"), Logger: slog.New(slog.DiscardHandler), Recheck: 200 * time.Millisecond})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- h.Run(ctx) }()
@@ -438,4 +439,10 @@ func TestOneBadPassDoesNotSpin(t *testing.T) {
 	if d := r.net.Sets() - before; d > 15 {
 		t.Errorf("%d passes in 2 s (the recheck explains 10) after one pass without the port", d)
 	}
+}
+
+func localSplicer(t *testing.T) *splice.Splicer {
+	s := splice.Local(slog.New(slog.DiscardHandler))
+	t.Cleanup(s.Close)
+	return s
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/sluice-gateway/sluice/internal/hostnet"
 	"github.com/sluice-gateway/sluice/internal/memberapi"
 	"github.com/sluice-gateway/sluice/internal/sandbox"
+	"github.com/sluice-gateway/sluice/internal/tunnel/relay"
 )
 
 // Labels that a sandbox carries, so that a later process knows whose it is.
@@ -223,7 +224,21 @@ func (h *Host) takeStatus(goal *core.GoalState, status hostnet.Status, err error
 	for _, m := range goal.Members {
 		tunnels[m.TunnelAddress] = true
 	}
-	h.tunnels.Store(&tunnels)
+	if old := h.tunnels.Swap(&tunnels); old != nil {
+		h.forgetTunnels(*old, tunnels)
+	}
+}
+
+// forgetTunnels resets the connections of members that are gone.
+func (h *Host) forgetTunnels(old, now map[netip.Addr]bool) {
+	for addr := range old {
+		if now[addr] {
+			continue
+		}
+		if err := relay.Forget(h.opts.Splicer, addr); err != nil {
+			h.log.Warn("connections of a member that is gone stay until they are noticed to be dead", "tunnelAddress", addr, "error", err)
+		}
+	}
 }
 
 // seeGone asks the machine whether the ports that were taken out are gone: until then

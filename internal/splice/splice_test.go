@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -46,19 +47,40 @@ type outcome struct {
 	err        error
 }
 
-// joined returns two far ends whose near ends are spliced, and the outcome.
+// joined returns two far ends whose near ends are joined, and the outcome.
 func joined(t testing.TB) (a, b *net.TCPConn, done <-chan outcome) {
+	t.Helper()
+	a, b, pair := joinedBy(t, local(t), "test")
+	return a, b, ending(pair)
+}
+
+// local is a splicer in this process.
+func local(t testing.TB) *splice.Splicer {
+	t.Helper()
+	s := splice.Local(slog.New(slog.DiscardHandler))
+	t.Cleanup(s.Close)
+	return s
+}
+
+func joinedBy(t testing.TB, s *splice.Splicer, label string) (a, b *net.TCPConn, pair *splice.Pair) {
 	t.Helper()
 	nearA, a := tcpPair(t)
 	nearB, b := tcpPair(t)
-	_ = nearA.SetDeadline(time.Time{})
-	_ = nearB.SetDeadline(time.Time{})
+	pair, err := s.Join(label, nearA, nearB)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a, b, pair
+}
+
+// ending gives a pair's outcome when it is over.
+func ending(p *splice.Pair) <-chan outcome {
 	ch := make(chan outcome, 1)
 	go func() {
-		x, y, err := splice.Conns(nearA, nearB)
+		x, y, err := p.Wait()
 		ch <- outcome{x, y, err}
 	}()
-	return a, b, ch
+	return ch
 }
 
 func wait(t *testing.T, done <-chan outcome) outcome {
@@ -67,7 +89,7 @@ func wait(t *testing.T, done <-chan outcome) outcome {
 	case o := <-done:
 		return o
 	case <-time.After(patience):
-		t.Fatal("Conns did not return")
+		t.Fatal("the pair does not end")
 		return outcome{}
 	}
 }
@@ -186,18 +208,19 @@ func TestResetOfAStalledReaderFreesTheWriter(t *testing.T) {
 	wait(t, done)
 }
 
-func TestClosingFromOutsideEndsIt(t *testing.T) {
+func TestBreakEndsIt(t *testing.T) {
 	t.Parallel()
-	nearA, a := tcpPair(t)
-	nearB, b := tcpPair(t)
-	done := make(chan outcome, 1)
-	go func() { x, y, err := splice.Conns(nearA, nearB); done <- outcome{x, y, err} }()
+	a, b, pair := joinedBy(t, local(t), "test")
 	a.Write([]byte("x"))
 	io.ReadFull(b, make([]byte, 1))
-	nearA.Close()
-	wait(t, done)
-	if _, err := b.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("b reads %v, want the end", err)
+	pair.Break()
+	if o := wait(t, ending(pair)); !errors.Is(o.err, syscall.ECONNABORTED) {
+		t.Errorf("err = %v, want that it was broken", o.err)
+	}
+	for _, end := range []*net.TCPConn{a, b} {
+		if _, err := end.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("an end reads %v, want a reset", err)
+		}
 	}
 }
 

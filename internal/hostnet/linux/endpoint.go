@@ -18,6 +18,7 @@ import (
 type endpoint struct {
 	n      *Network
 	name   string
+	label  string // of its connections at the splicer
 	addr   netip.AddrPort
 	target atomic.Pointer[string]
 	l      *net.TCPListener
@@ -27,15 +28,14 @@ type endpoint struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	work   sync.WaitGroup
-	mu     sync.Mutex
-	open   map[*net.TCPConn]bool
 }
 
+// endpointLabels begins the label of every endpoint's connections.
+const endpointLabels = "endpoint/"
+
 func (n *Network) openEndpoint(at *space, g core.GoalEndpoint) (*endpoint, error) {
-	e := &endpoint{
-		n: n, name: g.Name, addr: netip.AddrPortFrom(g.Address, g.Port),
-		slots: make(chan struct{}, n.opts.MaxEndpointConns), open: map[*net.TCPConn]bool{},
-	}
+	e := &endpoint{n: n, name: g.Name, addr: netip.AddrPortFrom(g.Address, g.Port), slots: make(chan struct{}, n.opts.MaxEndpointConns)}
+	e.label = endpointLabels + g.UID + "/" + e.addr.String() + "/" // no label begins another
 	e.target.Store(&g.Target)
 	e.ctx, e.cancel = context.WithCancel(n.ctx)
 	var err error
@@ -43,8 +43,28 @@ func (n *Network) openEndpoint(at *space, g core.GoalEndpoint) (*endpoint, error
 		e.cancel()
 		return nil, err
 	}
+	if err := e.adopt(); err != nil {
+		e.shut()
+		return nil, err
+	}
 	e.work.Go(e.accept)
 	return e, nil
+}
+
+// adopt counts the connections that an earlier process joined and that go on.
+func (e *endpoint) adopt() error {
+	pairs, err := e.n.opts.Splicer.Adopted(e.label)
+	if err != nil {
+		return err
+	}
+	for _, pair := range pairs {
+		select {
+		case e.slots <- struct{}{}:
+			e.work.Go(func() { defer func() { <-e.slots }(); e.watch(pair) })
+		default: // the limit was lowered: they are above it until they end
+		}
+	}
+	return nil
 }
 
 func (e *endpoint) accept() {
@@ -77,10 +97,6 @@ func (e *endpoint) accept() {
 // client sees at once what a refused connection would have shown it.
 func (e *endpoint) serve(c *net.TCPConn) {
 	defer func() { <-e.slots }()
-	if !e.track(c) {
-		return
-	}
-	defer e.untrack(c)
 	ctx, cancel := context.WithTimeout(e.ctx, e.n.opts.DialTimeout)
 	target, err := e.n.dialHost(ctx, *e.target.Load())
 	cancel()
@@ -89,13 +105,21 @@ func (e *endpoint) serve(c *net.TCPConn) {
 		reset(c)
 		return
 	}
-	if !e.track(target) {
-		reset(c)
+	pair, err := e.n.opts.Splicer.Join(e.label, c, target)
+	if err != nil {
+		e.report(false, "a connection can't be joined to the target", err)
 		return
 	}
-	defer e.untrack(target)
 	e.report(true, "the target answers", nil)
-	splice.Conns(c, target) // how it ended, both ends have seen
+	e.watch(pair)
+}
+
+// watch waits for the end of a connection; how it ended, both ends have seen.
+func (e *endpoint) watch(pair *splice.Pair) {
+	select {
+	case <-e.ctx.Done():
+	case <-pair.Done():
+	}
 }
 
 // report logs changes of state, not each connection.
@@ -111,35 +135,36 @@ func (e *endpoint) report(ok bool, what string, err error) {
 	log.Warn(what, "error", err)
 }
 
-// track registers a connection for shut, or resets it if that has begun.
-func (e *endpoint) track(c *net.TCPConn) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.ctx.Err() != nil {
-		reset(c)
-		return false
-	}
-	e.open[c] = true
-	return true
-}
-
-func (e *endpoint) untrack(c *net.TCPConn) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	delete(e.open, c)
-}
-
-// shut ends the listener and every connection, and waits for their goroutines. A
-// socket that stayed open would keep the whole namespace alive.
+// shut ends the listener. Connections go on: they are the splicer's.
 func (e *endpoint) shut() {
 	e.cancel()
 	e.l.Close()
-	e.mu.Lock()
-	for c := range e.open {
-		reset(c)
-	}
-	e.mu.Unlock()
 	e.work.Wait()
+}
+
+// remove ends the connections as well. A socket that stayed open would keep the whole
+// namespace alive.
+func (e *endpoint) remove() {
+	e.shut()
+	e.n.warn("ending the connections of private endpoint "+e.name, e.n.opts.Splicer.Clear(e.label))
+}
+
+// sweepConnections ends the connections of endpoints that are gone, which a process
+// before this one joined.
+func (n *Network) sweepConnections() error {
+	kept := map[string]bool{}
+	for _, v := range n.vnets {
+		for _, e := range v.endpoints {
+			kept[e.label] = true
+		}
+	}
+	pairs, err := n.opts.Splicer.Adopted(endpointLabels)
+	for _, pair := range pairs {
+		if !kept[pair.Label] {
+			pair.Break()
+		}
+	}
+	return err
 }
 
 func reset(c *net.TCPConn) {

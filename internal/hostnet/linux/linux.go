@@ -16,6 +16,7 @@ import (
 
 	"github.com/sluice-gateway/sluice/internal/errs"
 	"github.com/sluice-gateway/sluice/internal/hostnet"
+	"github.com/sluice-gateway/sluice/internal/splice"
 	"golang.org/x/sys/unix"
 )
 
@@ -41,6 +42,9 @@ type Options struct {
 	MaxEndpointConns int
 	// DialTimeout bounds the dial to a private endpoint's target. Default 5 s.
 	DialTimeout time.Duration
+	// Splicer joins the connections of private endpoints to their targets, and keeps them
+	// when the Network is closed. Default: one of its own, which ends with it.
+	Splicer *splice.Splicer
 	// Logger gets one line per change of state. Default: none.
 	Logger *slog.Logger
 }
@@ -62,6 +66,7 @@ type Network struct {
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
+	own    *splice.Splicer // nil: it is somebody else's
 }
 
 var _ hostnet.Network = (*Network)(nil)
@@ -84,8 +89,13 @@ func New(o Options) (*Network, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
+	var own *splice.Splicer
+	if o.Splicer == nil {
+		own = splice.Local(o.Logger)
+		o.Splicer = own
+	}
 	return &Network{
-		opts: o, names: names{o.Instance}, log: o.Logger,
+		own: own, opts: o, names: names{o.Instance}, log: o.Logger,
 		mem:   memory{filepath.Join(o.StateDir, "sysctl-"+o.Instance+".json")},
 		vnets: map[string]*vnet{}, reaper: newReaper(), ctx: ctx, cancel: cancel,
 	}, nil
@@ -209,5 +219,8 @@ func (n *Network) Close() error {
 		n.hostSide.close()
 	}
 	n.tunnel, n.hostSide, n.host, n.swept = nil, nil, nil, false
+	if n.own != nil {
+		n.own.Close()
+	}
 	return err
 }

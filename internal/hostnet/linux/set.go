@@ -2,6 +2,7 @@ package linux
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"reflect"
@@ -43,7 +44,7 @@ func (n *Network) Set(ctx context.Context, cfg hostnet.Config) (hostnet.Status, 
 	}
 	work.Wait()
 	if !n.swept {
-		if err := n.sweep(r); err != nil {
+		if err := errors.Join(n.sweep(r), n.sweepConnections()); err != nil {
 			r.problems = append(r.problems, hostnet.Problem{Object: "host", Err: fmt.Errorf("removing what is left over: %w", err)})
 		} else {
 			n.swept = true
@@ -143,6 +144,9 @@ func (n *Network) dropUnwanted(r *round) {
 
 // dropVNet ends what answers in V at once and the rest in the background.
 func (n *Network) dropVNet(v *vnet) {
+	for _, e := range v.endpoints {
+		e.remove()
+	}
 	v.silence()
 	for _, g := range v.nats {
 		n.dropNAT(v, g)

@@ -1,11 +1,26 @@
 package relay
 
 import (
+	"context"
 	"net"
 	"net/netip"
+	"strings"
 
-	"golang.org/x/sys/unix"
+	"github.com/sluice-gateway/sluice/internal/splice"
 )
+
+// labels begins the label of a relayed connection, which names the member's address.
+const labels = "tunnel/"
+
+// labelOf ends in a slash, so that no label is the beginning of another.
+func labelOf(addr netip.Addr) string { return labels + addr.String() + "/" }
+
+func addrOfLabel(label string) (netip.Addr, error) {
+	return netip.ParseAddr(strings.Trim(strings.TrimPrefix(label, labels), "/"))
+}
+
+// Forget resets the connections of a member that is gone: its side would stay silent.
+func Forget(s *splice.Splicer, addr netip.Addr) error { return s.Clear(labelOf(addr)) }
 
 // addrOf is the tunnel address of a member's connection.
 func addrOf(c *net.TCPConn) netip.Addr {
@@ -24,74 +39,75 @@ func (r *Relay) enter(c *net.TCPConn) (netip.Addr, bool) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	a := r.members[addr]
-	if a == nil {
-		a = &account{open: map[*net.TCPConn]struct{}{}}
-		r.members[addr] = a
-	}
-	if len(a.open) >= r.opts.MaxPerMember {
+	a := r.account(addr)
+	if a.open >= r.opts.MaxPerMember {
 		a.past.Refused++
 		r.opts.Logger.Warn("relay refuses a connection over the member's limit", "tunnelAddress", addr, "limit", r.opts.MaxPerMember)
 		return addr, false
 	}
 	a.past.Accepted++
-	a.open[c] = struct{}{}
+	a.open++
 	return addr, true
 }
 
-// refuse counts a connection that could not be relayed.
-func (r *Relay) refuse(c *net.TCPConn) {
+// account needs r.mu.
+func (r *Relay) account(addr netip.Addr) *account {
+	a := r.members[addr]
+	if a == nil {
+		a = &account{}
+		r.members[addr] = a
+	}
+	return a
+}
+
+// count counts an adopted connection.
+func (r *Relay) count(addr netip.Addr) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if a := r.members[addrOf(c)]; a != nil {
-		a.past.Refused++
-	}
+	r.account(addr).open++
+}
+
+// refuse counts a connection that could not be relayed.
+func (r *Relay) refuse(addr netip.Addr) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.account(addr).past.Refused++
 }
 
 // leave books a connection that is over. The account of a member that is gone, too, goes
 // with its last connection: the address may become another's.
-func (r *Relay) leave(addr netip.Addr, c *net.TCPConn, up, down int64) {
+func (r *Relay) leave(addr netip.Addr, up, down int64) {
 	known := r.opts.Known(addr)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	a := r.members[addr]
-	delete(a.open, c)
+	a := r.account(addr)
+	a.open--
 	a.past.ToService += up
 	a.past.ToMember += down
-	if !known && len(a.open) == 0 {
+	if !known && a.open == 0 {
 		delete(r.members, addr)
 	}
 }
 
 // Stats returns the accounts of all members by tunnel address.
-func (r *Relay) Stats() map[netip.Addr]Stats {
+func (r *Relay) Stats(ctx context.Context) (map[netip.Addr]Stats, error) {
+	open, err := r.opts.Splicer.Pairs(ctx)
+	if err != nil {
+		return nil, err
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	all := make(map[netip.Addr]Stats, len(r.members))
 	for addr, a := range r.members {
 		s := a.past
-		s.Open = len(a.open)
-		for c := range a.open {
-			received, sent := transferred(c)
-			s.ToService += received
-			s.ToMember += sent
+		s.Open = a.open
+		for _, p := range open {
+			if p.Label == labelOf(addr) {
+				s.ToService += p.AToB
+				s.ToMember += p.BToA
+			}
 		}
 		all[addr] = s
 	}
-	return all
-}
-
-// transferred asks the kernel what an open connection has received, and what of that
-// which was sent has arrived: the bytes never pass through this process.
-func transferred(c *net.TCPConn) (received, sent int64) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return 0, 0
-	}
-	_ = raw.Control(func(fd uintptr) {
-		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
-			received, sent = int64(info.Bytes_received), int64(info.Bytes_acked)
-		}
-	})
-	return received, sent
+	return all, nil
 }

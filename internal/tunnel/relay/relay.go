@@ -28,7 +28,9 @@ type Options struct {
 	// Dial connects to the service's hosts address. Required.
 	Dial func(ctx context.Context) (*net.TCPConn, error)
 	// Known reports whether a tunnel address belongs to a present member. Required.
-	Known        func(addr netip.Addr) bool
+	Known func(addr netip.Addr) bool
+	// Splicer joins the connections, and keeps them when the relay ends. Required.
+	Splicer      *splice.Splicer
 	MaxPerMember int           // Default 128: connections at a time
 	DialTimeout  time.Duration // Default 5 s
 	Logger       *slog.Logger  // Default: none
@@ -54,13 +56,13 @@ type Relay struct {
 // account is one member's: what is over, and what is open.
 type account struct {
 	past Stats
-	open map[*net.TCPConn]struct{} // the member's sides
+	open int
 }
 
 // New makes a relay that accepts nothing until Run.
 func New(opts Options) (*Relay, error) {
-	if opts.Listener == nil || opts.Dial == nil || opts.Known == nil {
-		return nil, errs.New(errs.Internal, "relay.New: Listener, Dial and Known are required")
+	if opts.Listener == nil || opts.Dial == nil || opts.Known == nil || opts.Splicer == nil {
+		return nil, errs.New(errs.Internal, "relay.New: Listener, Dial, Known and Splicer are required")
 	}
 	if opts.MaxPerMember == 0 {
 		opts.MaxPerMember = 128
@@ -74,8 +76,8 @@ func New(opts Options) (*Relay, error) {
 	return &Relay{opts: opts, members: map[netip.Addr]*account{}}, nil
 }
 
-// Run relays until ctx ends, which breaks every connection, or the listener fails. It
-// returns when everything that it began is over.
+// Run relays until ctx ends or the listener fails. Connections that are joined by then
+// go on in the splicer, and count for the next relay that has it.
 func (r *Relay) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -83,6 +85,9 @@ func (r *Relay) Run(ctx context.Context) error {
 	var conns sync.WaitGroup
 	defer conns.Wait()
 	defer cancel()
+	if err := r.adopt(ctx, &conns); err != nil {
+		return fmt.Errorf("relay: %w", err)
+	}
 	for failures := 0; ; {
 		c, err := r.opts.Listener.Accept()
 		switch {
@@ -114,6 +119,24 @@ func (r *Relay) pause(ctx context.Context, failures int, err error) {
 	}
 }
 
+// adopt takes over what an earlier relay joined.
+func (r *Relay) adopt(ctx context.Context, conns *sync.WaitGroup) error {
+	pairs, err := r.opts.Splicer.Adopted(labels)
+	if err != nil {
+		return err
+	}
+	for _, pair := range pairs {
+		addr, err := addrOfLabel(pair.Label)
+		if err != nil {
+			pair.Break()
+			continue
+		}
+		r.count(addr)
+		conns.Go(func() { r.watch(ctx, addr, pair) })
+	}
+	return nil
+}
+
 // serve is the life of one member's connection.
 func (r *Relay) serve(ctx context.Context, c net.Conn) {
 	member, ok := c.(*net.TCPConn)
@@ -127,29 +150,43 @@ func (r *Relay) serve(ctx context.Context, c net.Conn) {
 		abort(member)
 		return
 	}
-	up, down, err := r.join(ctx, member)
-	r.leave(addr, member, up, down)
+	pair, err := r.join(ctx, addr, member)
+	if err != nil {
+		r.opts.Logger.Warn("relay can't join a member's connection", "tunnelAddress", addr, "error", err)
+		r.refuse(addr)
+		r.leave(addr, 0, 0)
+		return
+	}
+	r.watch(ctx, addr, pair)
+}
+
+// watch books a connection when it is over.
+func (r *Relay) watch(ctx context.Context, addr netip.Addr, pair *splice.Pair) {
+	select {
+	case <-ctx.Done():
+		return
+	case <-pair.Done():
+	}
+	up, down, err := pair.Wait()
+	r.leave(addr, up, down)
 	r.opts.Logger.Debug("relayed", "tunnelAddress", addr, "toService", up, "toMember", down, "error", err)
 }
 
-// join dials the service and moves bytes until both directions have ended.
-func (r *Relay) join(ctx context.Context, member *net.TCPConn) (up, down int64, err error) {
-	dialCtx, cancel := context.WithTimeout(ctx, r.opts.DialTimeout)
-	service, err := r.opts.Dial(dialCtx)
+// join dials the service and lets the splicer move bytes until both directions have ended.
+func (r *Relay) join(ctx context.Context, addr netip.Addr, member *net.TCPConn) (*splice.Pair, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.opts.DialTimeout)
+	service, err := r.opts.Dial(ctx)
 	cancel()
 	if err != nil {
 		abort(member)
-		r.refuse(member)
-		r.opts.Logger.Warn("relay can't reach the service", "error", err)
-		return 0, 0, err
+		return nil, err
 	}
-	defer context.AfterFunc(ctx, func() { abort(member); abort(service) })()
 	if err := errors.Join(splice.KeepAlive(member), splice.KeepAlive(service)); err != nil {
 		abort(member)
 		abort(service)
-		return 0, 0, err
+		return nil, err
 	}
-	return splice.Conns(member, service)
+	return r.opts.Splicer.Join(labelOf(addr), member, service)
 }
 
 // abort resets a connection: what ends here is broken, not over.

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sluice-gateway/sluice/internal/splice"
 	"github.com/sluice-gateway/sluice/internal/tunnel/relay"
 	"github.com/sluice-gateway/sluice/internal/tunnel/tunneltest"
 )
@@ -63,6 +64,10 @@ func start(t *testing.T, o relay.Options, serve func(*net.TCPConn)) *bench {
 		}
 	}
 	o.Logger = tunneltest.Logger(t)
+	if o.Splicer == nil {
+		o.Splicer = splice.Local(o.Logger)
+		t.Cleanup(o.Splicer.Close)
+	}
 	r, err := relay.New(o)
 	if err != nil {
 		t.Fatal(err)
@@ -127,8 +132,18 @@ func say(c *net.TCPConn) error {
 	return err
 }
 
-func (b *bench) stats() relay.Stats {
-	return b.relay.Stats()[netip.MustParseAddr("127.0.0.1")]
+func (b *bench) stats(t *testing.T) relay.Stats {
+	t.Helper()
+	return b.all(t)[netip.MustParseAddr("127.0.0.1")]
+}
+
+func (b *bench) all(t *testing.T) map[netip.Addr]relay.Stats {
+	t.Helper()
+	all, err := b.relay.Stats(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
 }
 
 // eventually waits for a condition.
@@ -148,7 +163,7 @@ func TestHalfCloseAndAccounts(t *testing.T) {
 	c.Write(make([]byte, 1000))
 	io.ReadFull(c, make([]byte, 1000))
 	eventually(t, "the bytes of an open connection are seen", func() bool {
-		s := b.stats()
+		s := b.stats(t)
 		return s.Open == 1 && s.ToService == 1000 && s.ToMember == 1000
 	})
 	c.Write(make([]byte, 234))
@@ -157,7 +172,7 @@ func TestHalfCloseAndAccounts(t *testing.T) {
 		t.Errorf("after the half-close: %d bytes, %v", len(rest), err)
 	}
 	eventually(t, "the connection is booked", func() bool {
-		return b.stats() == relay.Stats{Accepted: 1, ToService: 1234, ToMember: 1234}
+		return b.stats(t) == relay.Stats{Accepted: 1, ToService: 1234, ToMember: 1234}
 	})
 }
 
@@ -171,7 +186,7 @@ func TestUnknownAddressIsRefused(t *testing.T) {
 	if reached.Load() != 0 {
 		t.Error("the service was dialled")
 	}
-	if n := len(b.relay.Stats()); n != 0 {
+	if n := len(b.all(t)); n != 0 {
 		t.Errorf("%d accounts of unknown addresses", n)
 	}
 }
@@ -190,7 +205,7 @@ func TestAccountGoesWithTheMember(t *testing.T) {
 		t.Errorf("an established connection ends with the listing: %v", err)
 	}
 	c.Close()
-	eventually(t, "the account is gone", func() bool { return len(b.relay.Stats()) == 0 })
+	eventually(t, "the account is gone", func() bool { return len(b.all(t)) == 0 })
 }
 
 func TestLimitPerMember(t *testing.T) {
@@ -207,11 +222,11 @@ func TestLimitPerMember(t *testing.T) {
 	if !b.refused(t) {
 		t.Error("the fourth is not refused")
 	}
-	if s := b.stats(); s.Refused != 1 || s.Open != 3 {
+	if s := b.stats(t); s.Refused != 1 || s.Open != 3 {
 		t.Errorf("stats %+v", s)
 	}
 	conns[0].Close()
-	eventually(t, "a place is free", func() bool { return b.stats().Open == 2 })
+	eventually(t, "a place is free", func() bool { return b.stats(t).Open == 2 })
 	if err := say(b.dial(t)); err != nil {
 		t.Errorf("after one has gone: %v", err)
 	}
@@ -259,7 +274,7 @@ func TestDialThatHangsHoldsUpNobody(t *testing.T) {
 	if err := say(first); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("the first: %v, want a reset after the time-out", err)
 	}
-	if s := b.stats(); s.Refused != 1 {
+	if s := b.stats(t); s.Refused != 1 {
 		t.Errorf("stats %+v", s)
 	}
 }
@@ -300,9 +315,11 @@ func TestStalledConnectionHoldsUpNobody(t *testing.T) {
 	}
 }
 
-func TestStopBreaksConnectionsAndLeavesNothing(t *testing.T) {
-	tunneltest.NoLeak(t)
-	b := start(t, relay.Options{}, echo)
+func TestConnectionsOutliveTheRelay(t *testing.T) {
+	t.Parallel()
+	splicer := splice.Local(tunneltest.Logger(t))
+	t.Cleanup(splicer.Close)
+	b := start(t, relay.Options{Splicer: splicer}, echo)
 	c := b.dial(t)
 	if err := say(c); err != nil {
 		t.Fatal(err)
@@ -310,11 +327,29 @@ func TestStopBreaksConnectionsAndLeavesNothing(t *testing.T) {
 	if err := b.stop(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Read(make([]byte, 1)); err == nil || err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("the member reads %v, want a reset: not an end", err)
-	}
 	if _, err := net.Dial("tcp", b.addr); err == nil {
 		t.Error("the relay still listens")
+	}
+	if err := say(c); err != nil {
+		t.Errorf("the connection ended with the relay: %v", err)
+	}
+}
+
+// TestStopLeavesNothing: with the splicer's end, too, the connections are reset.
+func TestStopLeavesNothing(t *testing.T) {
+	tunneltest.NoLeak(t)
+	splicer := splice.Local(tunneltest.Logger(t))
+	b := start(t, relay.Options{Splicer: splicer}, echo)
+	c := b.dial(t)
+	if err := say(c); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.stop(); err != nil {
+		t.Fatal(err)
+	}
+	splicer.Close()
+	if _, err := c.Read(make([]byte, 1)); err == nil || err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the member reads %v, want a reset: not an end", err)
 	}
 }
 
@@ -324,8 +359,10 @@ func TestListenerThatFailsEndsTheRelay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	splicer := splice.Local(tunneltest.Logger(t))
+	t.Cleanup(splicer.Close)
 	r, err := relay.New(relay.Options{
-		Listener: ln, Known: func(netip.Addr) bool { return true },
+		Listener: ln, Known: func(netip.Addr) bool { return true }, Splicer: splicer,
 		Dial: func(context.Context) (*net.TCPConn, error) { return nil, errors.New("no") },
 	})
 	if err != nil {

@@ -22,6 +22,7 @@ import (
 	"github.com/sluice-gateway/sluice/internal/identity"
 	"github.com/sluice-gateway/sluice/internal/ingress"
 	"github.com/sluice-gateway/sluice/internal/memberapi"
+	"github.com/sluice-gateway/sluice/internal/splice"
 	"github.com/sluice-gateway/sluice/internal/tunnel"
 	"github.com/sluice-gateway/sluice/internal/tunnel/relay"
 )
@@ -272,6 +273,7 @@ func (r *Relay) Start() {
 		r.ln = ln
 	}
 	dial := dialer(r.to)
+	splicer := splice.Local(r.log)
 	cur, err := relay.New(relay.Options{
 		Listener: r.ln,
 		Dial: func(ctx context.Context) (*net.TCPConn, error) {
@@ -281,8 +283,9 @@ func (r *Relay) Start() {
 			}
 			return c.(*net.TCPConn), nil
 		},
-		Known:  func(a netip.Addr) bool { return a.IsLoopback() },
-		Logger: r.log,
+		Known:   func(a netip.Addr) bool { return a.IsLoopback() },
+		Splicer: splicer,
+		Logger:  r.log,
 	})
 	if err != nil {
 		r.t.Fatal(err)
@@ -291,13 +294,18 @@ func (r *Relay) Start() {
 	over := make(chan struct{})
 	go func() { defer close(over); _ = cur.Run(ctx) }()
 	r.cur = cur
-	r.stop = func() { cancel(); wait(r.t, over, "the relay does not end") }
+	r.stop = func() { cancel(); wait(r.t, over, "the relay does not end"); splicer.Close() }
 }
 
 // Stats of the running relay, summed.
 func (r *Relay) Stats() relay.Stats {
+	r.t.Helper()
 	var sum relay.Stats
-	for _, s := range r.cur.Stats() {
+	all, err := r.cur.Stats(context.Background())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, s := range all {
 		sum.Open += s.Open
 		sum.Accepted += s.Accepted
 		sum.Refused += s.Refused

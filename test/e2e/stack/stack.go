@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -419,12 +420,27 @@ func (s *Stack) Leftovers() []string {
 	grep("mount", command("cat", "/proc/mounts"))
 	grep("cgroup", command("sh", "-c", "find /sys/fs/cgroup -maxdepth 3 -type d -name '*sluice*'"))
 	grep("process", processes())
+	for _, pid := range s.Splicers() {
+		out = append(out, fmt.Sprintf("process: %d, which joins connections", pid))
+	}
 	if _, err := os.Stat(s.Run); err == nil {
 		if entries, _ := os.ReadDir(s.Run); len(entries) > 0 {
 			out = append(out, "run directory: "+s.Run)
 		}
 	}
 	return out
+}
+
+// Splicers are the processes that join the installation's connections.
+func (s *Stack) Splicers() (pids []int) {
+	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, path := range lines {
+		if line, _ := os.ReadFile(path); strings.Contains(string(line), s.Run+"/splice/") {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // Instance is the prefix of the installation's names in the kernel.
