@@ -13,6 +13,9 @@ type column interface {
 	// append adds a value, nil for null. A *misfit says that the column's type cannot
 	// hold the value; any other error that the bytes are not what the protocol promises.
 	append(v []byte) error
+	// appendBlock appends the values at these offsets of bytes, and returns how many
+	// there are before the first that does not go in.
+	appendBlock(bytes []byte, at []uint32) (int, error)
 	// finish returns the values so far and starts anew.
 	finish() arrow.Array
 }
@@ -21,6 +24,8 @@ type column interface {
 type misfit struct{ what string }
 
 func (m *misfit) Error() string { return m.what }
+
+func notUTF8() error { return &misfit{"text that is not UTF-8"} }
 
 func malformed(what string, v []byte) error {
 	return fmt.Errorf("malformed %s of %d bytes", what, len(v))
@@ -31,6 +36,7 @@ type fixed[T any] struct {
 	validity
 	dt    arrow.DataType
 	read  func([]byte) (T, error)
+	block blockFunc[T] // nil: there is none
 	bytes func([]T) []byte
 	vals  []T // nil before a batch's first value
 	spare spares[T]
@@ -122,7 +128,7 @@ func (c *variable) append(v []byte) error {
 		return nil
 	}
 	if c.isText && !utf8.Valid(v) {
-		return &misfit{"text that is not UTF-8"}
+		return notUTF8()
 	}
 	c.data = append(c.data, v...)
 	c.ends.add(len(c.data))

@@ -39,6 +39,7 @@ type config struct {
 	readOnly bool
 	resolve  func(ctx context.Context, host string) ([]string, error)
 	maxConns int
+	buffers  buffers // of its connections
 }
 
 func newConfig(src memberapi.Source, opts connector.Options) (*config, error) {

@@ -25,13 +25,14 @@ const (
 type conn struct {
 	pool *pool
 	pg   *pgconn.PgConn
+	in   *wire
 	// resetting is the last query's pipeline, in which the answer to the reset of the
 	// session waits unread; nil on a fresh connection.
 	resetting *pgconn.Pipeline
 	idleSince time.Time
 }
 
-func newConn(p *pool, pg *pgconn.PgConn) *conn { return &conn{pool: p, pg: pg} }
+func newConn(p *pool, s *session) *conn { return &conn{pool: p, pg: s.pg, in: s.in} }
 
 // ready reports whether an idle connection can serve: the server still holds it, and
 // has reset the session.
@@ -48,8 +49,9 @@ func (c *conn) ready() bool {
 		if nc.SetDeadline(time.Time{}) != nil {
 			return false
 		}
+		c.in.rest()
 	}
-	return time.Since(c.idleSince) < probeAfter || isQuiet(c.pg.Conn())
+	return time.Since(c.idleSince) < probeAfter || c.in.isEmpty() && isQuiet(c.pg.Conn())
 }
 
 // isQuiet looks, without waiting or reading, whether the peer has closed or said

@@ -116,18 +116,18 @@ func readInterval(v []byte) (arrow.MonthDayNanoInterval, error) {
 	}, nil
 }
 
-func newFixed[T any](dt arrow.DataType, read func([]byte) (T, error), bytes func([]T) []byte) func() column {
+func newFixed[T any](dt arrow.DataType, read func([]byte) (T, error), block blockFunc[T], bytes func([]T) []byte) func() column {
 	return func() column {
-		return &fixed[T]{dt: dt, read: read, bytes: bytes, vals: make([]T, 0, minCapacity)}
+		return &fixed[T]{dt: dt, read: read, block: block, bytes: bytes, vals: make([]T, 0, minCapacity)}
 	}
 }
 
 func newDecimal128(precision, scale int32) func() column {
 	read := func(v []byte) (decimal128.Num, error) { return readDecimal128(v, precision, scale) }
-	return newFixed(&arrow.Decimal128Type{Precision: precision, Scale: scale}, read, arrow.Decimal128Traits.CastToBytes)
+	return newFixed(&arrow.Decimal128Type{Precision: precision, Scale: scale}, read, blockDecimal128(precision, scale), arrow.Decimal128Traits.CastToBytes)
 }
 
 func newDecimal256(precision, scale int32) func() column {
 	read := func(v []byte) (decimal256.Num, error) { return readDecimal256(v, precision, scale) }
-	return newFixed(&arrow.Decimal256Type{Precision: precision, Scale: scale}, read, arrow.Decimal256Traits.CastToBytes)
+	return newFixed(&arrow.Decimal256Type{Precision: precision, Scale: scale}, read, nil, arrow.Decimal256Traits.CastToBytes)
 }

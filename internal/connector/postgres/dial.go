@@ -23,8 +23,14 @@ type stepFunc func(name string, d time.Duration, detail string)
 
 func noSteps(string, time.Duration, string) {}
 
+// session is what the library makes of a connection, and the way in below it.
+type session struct {
+	pg *pgconn.PgConn
+	in *wire
+}
+
 // dial makes a connection step by step, within the source's connectTimeout.
-func (c *config) dial(ctx context.Context, step stepFunc) (*pgconn.PgConn, error) {
+func (c *config) dial(ctx context.Context, step stepFunc) (*session, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.timeout, errConnectTimeout)
 	defer cancel()
 
@@ -55,13 +61,13 @@ func (c *config) dial(ctx context.Context, step stepFunc) (*pgconn.PgConn, error
 	}
 
 	start = time.Now()
-	pg, err := c.signIn(ctx, nc)
+	s, err := c.signIn(ctx, nc)
 	if err != nil {
 		nc.Close()
 		return nil, err
 	}
 	step(errs.StepSignIn, time.Since(start), fmt.Sprintf("user %s, database %s", c.user, c.database))
-	return pg, nil
+	return s, nil
 }
 
 // lookup resolves the host, unless it is an address.
@@ -186,7 +192,7 @@ func closeOnDone(ctx context.Context, conn net.Conn) (stop func()) {
 
 // signIn hands the connection to the library, which authenticates. Its dialler gives
 // out this connection first; later calls are cancel requests, which need a new one.
-func (c *config) signIn(ctx context.Context, nc net.Conn) (*pgconn.PgConn, error) {
+func (c *config) signIn(ctx context.Context, nc net.Conn) (*session, error) {
 	pc, err := c.pgconnConfig()
 	if err != nil {
 		return nil, errs.New(errs.Internal, "postgres: %w", err).WithStep(errs.StepSignIn)
@@ -200,11 +206,14 @@ func (c *config) signIn(ctx context.Context, nc net.Conn) (*pgconn.PgConn, error
 		}
 		return c.redial(ctx, network, addr)
 	}
+	in := &wire{buffers: &c.buffers}
+	pc.BuildFrontend = in.build
 	pg, err := pgconn.ConnectConfig(ctx, pc)
 	if err != nil {
 		return nil, c.signInError(ctx, err)
 	}
-	return pg, nil
+	in.rest()
+	return &session{pg: pg, in: in}, nil
 }
 
 // redial makes the connection for a cancel request, with TLS where the query's had it.

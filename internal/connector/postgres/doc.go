@@ -17,6 +17,11 @@
 // rolled back. With readOnly: false a statement is a transaction of its own, committed
 // if it succeeds; several parameter rows are one transaction.
 //
+// A result is read ahead into a buffer that the connection borrows while it is used: a
+// small one, and a large one once that has been full. Out of the large one, rows are
+// decoded by the column (wire, block); the library's row reader does the rest: the
+// first row, rows larger than the buffer, and everything that is not a row.
+//
 // # Types
 //
 //	bool, int2, int4, int8, float4, float8   bool, int16, int32, int64, float32, float64

@@ -25,20 +25,10 @@ func FuzzColumns(f *testing.F) {
 	} {
 		f.Add(seed)
 	}
-	p := planner{types: func(uint32) (typeInfo, bool) { return typeInfo{}, false }}
 	f.Fuzz(func(t *testing.T, v []byte) {
-		var plans []plan
-		for oid := range builtins {
-			plans = append(plans, p.column("x", oid, -1, ""))
-		}
-		for oid := range builtinArrays {
-			plans = append(plans, p.column("x", oid, -1, ""))
-		}
-		for _, mod := range []int32{4 + 10<<16 + 2, 4 + 38<<16 + 20, 4 + 70<<16 + 5, 4 + 5<<16 + 0x7fe} {
-			plans = append(plans, p.column("x", oidNumeric, mod, ""), p.column("x", 1231, mod, ""))
-		}
-		for _, pl := range plans {
+		for _, pl := range everyPlan() {
 			checkColumn(t, pl, v)
+			compareBlock(t, pl, [][]byte{nil, v, v, nil, v[:len(v)/2], v})
 		}
 	})
 }

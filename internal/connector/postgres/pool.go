@@ -50,12 +50,12 @@ func (p *pool) acquire(ctx context.Context) (c *conn, dialled time.Duration, err
 		c.kill()
 	}
 	start := time.Now()
-	pg, err := p.cfg.dial(ctx, noSteps)
+	session, err := p.cfg.dial(ctx, noSteps)
 	if err != nil {
 		p.leave()
 		return nil, 0, err
 	}
-	return newConn(p, pg), time.Since(start), nil
+	return newConn(p, session), time.Since(start), nil
 }
 
 // enter takes a token.
@@ -108,6 +108,7 @@ func (p *pool) pop() *conn {
 
 // release gives a connection back whose session is being reset.
 func (p *pool) release(c *conn) {
+	c.in.rest()
 	c.idleSince = time.Now()
 	p.mu.Lock()
 	keep := !p.closed

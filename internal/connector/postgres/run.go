@@ -49,6 +49,7 @@ type run struct {
 	cols       []column
 
 	rr       *pgconn.ResultReader // the result being read
+	atFirst  bool                 // the library has its first row, if there is one
 	pending  int                  // results of this group that are to come
 	open     bool                 // a group's Sync is to come
 	last     bool                 // the last group was sent
@@ -186,7 +187,7 @@ func (x *run) next() error {
 	if !ok {
 		return fmt.Errorf("unexpected %T in place of a result", res)
 	}
-	x.rr = rr
+	x.rr, x.atFirst = rr, true
 	x.pending--
 	return nil
 }
@@ -235,6 +236,17 @@ func (x *run) fill() (rows int, err error) {
 				return rows, err
 			}
 		}
+		if !x.atFirst {
+			if b := x.c.in.rows(len(x.cols), maxBatchRows-rows, maxBatchBytes-bytes); b.rows > 0 {
+				if err := x.decodeBlock(b); err != nil {
+					return rows, err
+				}
+				bytes += b.size
+				rows += b.rows
+				continue
+			}
+		}
+		x.atFirst = false
 		if !x.rr.NextRow() {
 			if err := x.endResult(); err != nil {
 				return rows, err
@@ -250,6 +262,19 @@ func (x *run) fill() (rows int, err error) {
 		x.rows++
 	}
 	return rows, nil
+}
+
+// decodeBlock appends rows by the column. In the end, x.rows is right up to the first
+// row with a value that does not go in.
+func (x *run) decodeBlock(b block) error {
+	rows, failed := b.rows, error(nil)
+	for i, c := range x.cols {
+		if n, err := c.appendBlock(b.bytes, b.column(i, rows)); err != nil {
+			rows, failed = n, x.columnError(i, err)
+		}
+	}
+	x.rows += int64(rows)
+	return failed
 }
 
 func (x *run) decode(values [][]byte) (bytes int, err error) {
