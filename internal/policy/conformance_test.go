@@ -2,159 +2,97 @@ package policy
 
 import (
 	"encoding/json"
-	"fmt"
 	"maps"
-	"math/rand/v2"
-	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// TestKernelAgreesWithEvaluate sends the first packets of random flows through random
-// rule sets, and compares what arrives, and which rule of the kernel's counted it, with
-// what Evaluate says.
-func TestKernelAgreesWithEvaluate(t *testing.T) {
-	t.Parallel()
-	const sets, flowsPerSet = 96, 32
-	n := newNetwork(t)
-	k := &conformance{network: n, random: rand.New(rand.NewPCG(20, 26)), dns: n.dnsSockets(), nextID: 1,
-		portless: map[string]bool{}, denied: map[core.Direction]int{}}
-	for i := range sets {
-		k.round(fmt.Sprintf("set %d", i), flowsPerSet)
-		if t.Failed() {
-			return
-		}
-	}
-	t.Logf("%d rule sets: %d flows passed, %d denied outbound, %d denied inbound, %d without a route",
-		sets, k.passed, k.denied[core.Outbound], k.denied[core.Inbound], k.unrouted)
-	if min(k.passed, k.denied[core.Outbound], k.denied[core.Inbound], k.unrouted) < 50 {
-		t.Error("the random flows don't reach every outcome often enough to mean anything")
-	}
-}
-
-type conformance struct {
+// KernelFabric is the test network as policytest's Fabric: real packets through real
+// namespaces.
+type KernelFabric struct {
 	*network
-	random   *rand.Rand
-	dns      []int
-	nextID   uint16
-	portless map[string]bool // ESP and AH flows of the round
-	passed   int
-	unrouted int
-	denied   map[core.Direction]int
+	dns    []int
+	nextID uint16
+	sent   []sentPacket
 }
 
-// probe is one flow with the packet's number and what is expected of it.
-type probe struct {
+type sentPacket struct {
 	Flow
 	id      uint16
-	verdict Verdict
+	arrived bool
 }
 
-func (k *conformance) round(name string, flows int) {
+// NewKernelFabric makes the network; change adapts what is compiled.
+func NewKernelFabric(t *testing.T, change func(*VNetInput)) *KernelFabric {
+	t.Helper()
+	n := newNetwork(t)
+	n.change = change
+	return &KernelFabric{network: n, dns: n.dnsSockets()}
+}
+
+// Apply puts rules in force.
+func (k *KernelFabric) Apply(v core.GoalVNet) {
 	k.t.Helper()
-	v := k.vnet(k.groups()...)
 	k.apply(v)
-	k.flush()
-	clear(k.portless)
-	var probes []probe
-	for range flows {
-		p := k.probe(v)
-		probes = append(probes, p)
-		source, _ := k.member(p.Source)
-		send(k.t, k.raw[source.ns], packet(p.Flow, p.id))
-	}
-	arrived := k.observe(probes)
-	for _, p := range probes {
-		if want := k.arrives(p); arrived[p.id] != want {
-			rules, _ := json.Marshal(v.NSGs)
-			k.t.Errorf("%s: %+v: arrived: %v, Evaluate says %+v\nrules: %s", name, p.Flow, arrived[p.id], p.verdict, rules)
-		}
-	}
-	if diff := cmp.Diff(expectedCounts(probes), k.counts()); diff != "" {
-		rules, _ := json.Marshal(v.NSGs)
-		k.t.Errorf("%s: packets per deciding rule (- Evaluate, + kernel):\n%s\nrules: %s", name, diff, rules)
-	}
-}
-
-// flush forgets the flows of the round before.
-func (k *conformance) flush() {
 	k.in("vnet", func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) })
 }
 
-func (k *conformance) probe(v core.GoalVNet) probe {
-	p := probe{Flow: k.flow(), id: k.nextID}
-	p.SourcePort = 20000 + k.nextID
-	k.nextID++
-	p.verdict = Evaluate(v, k.resolvers, p.Flow)
-	d, denied := p.verdict.Denial()
-	switch {
-	case denied:
-		k.denied[d.Direction]++
-	case !p.verdict.Allowed:
-		k.unrouted++
-	default:
-		k.passed++
+// Carry sends the flows' first packets and waits until the kernel has decided about each,
+// by its own counts, and delivered what it let pass.
+func (k *KernelFabric) Carry(flows []Flow) []bool {
+	k.t.Helper()
+	k.sent = nil
+	for _, f := range flows {
+		k.nextID++
+		k.sent = append(k.sent, sentPacket{Flow: f, id: k.nextID})
+		source, _ := k.member(f.Source)
+		send(k.t, k.raw[source.ns], packet(f, k.nextID))
 	}
-	return p
-}
-
-// arrives says whether the packet must be seen: Evaluate does not know that nobody holds
-// an address.
-func (k *conformance) arrives(p probe) bool {
-	if !p.verdict.Allowed || p.verdict.Route != "VnetLocal" {
-		return p.verdict.Allowed
-	}
-	_, member := k.member(p.Destination)
-	return member || k.isLocal(p.Destination)
-}
-
-// isLocal reports whether the network's own namespace holds the address.
-func (k *conformance) isLocal(a netip.Addr) bool {
-	for _, e := range k.endpoints {
-		if e.Address == a {
-			return true
+	quiet := 0
+	for deadline := time.Now().Add(20 * time.Second); quiet < 2; time.Sleep(time.Millisecond) {
+		entered, left, passed := k.progress()
+		if arrived := k.collect(); entered >= len(flows) && entered == left && arrived >= passed {
+			quiet++
+		} else if quiet = 0; time.Now().After(deadline) {
+			k.t.Fatalf("%d packets sent: the kernel took %d, decided about %d, let %d pass, %d arrived", len(flows), entered, left, passed, arrived)
 		}
 	}
-	return a == k.resolvers[0] || a == k.resolvers[1] || a == addr("10.20.0.1")
+	out := make([]bool, len(flows))
+	for i, p := range k.sent {
+		out[i] = p.arrived
+	}
+	return out
 }
 
-// observe collects until everything that is expected arrived, and a while longer.
-func (k *conformance) observe(probes []probe) map[uint16]bool {
-	arrived := map[uint16]bool{}
-	expected := 0
-	for _, p := range probes {
-		if k.arrives(p) {
-			expected++
-		}
-	}
-	for deadline := time.Now().Add(2 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		k.collect(probes, arrived)
-		if len(arrived) >= expected {
-			break
-		}
-	}
-	time.Sleep(8 * time.Millisecond)
-	k.collect(probes, arrived)
-	return arrived
-}
-
-// collect notes whose packets, or answers from the network's own namespace, are there.
-func (k *conformance) collect(probes []probe, arrived map[uint16]bool) {
+// collect notes whose packets, or answers from the network's own namespace, are there,
+// and counts those that arrived.
+func (k *KernelFabric) collect() int {
 	for ns, c := range k.captures {
 		for _, b := range c.packets() {
-			for _, p := range probes {
-				if k.landed(ns, b, p) || k.answered(ns, b, p) {
-					arrived[p.id] = true
+			for i := range k.sent {
+				if p := &k.sent[i]; k.landed(ns, b, *p) || k.answered(ns, b, *p) {
+					p.arrived = true
 				}
 			}
 		}
 	}
+	k.questions()
+	n := 0
+	for _, p := range k.sent {
+		if p.arrived {
+			n++
+		}
+	}
+	return n
+}
+
+// questions takes what the resolver was asked.
+func (k *KernelFabric) questions() {
 	buf := make([]byte, 64)
 	for _, fd := range k.dns {
 		for {
@@ -162,13 +100,17 @@ func (k *conformance) collect(probes []probe, arrived map[uint16]bool) {
 			if err != nil {
 				break
 			}
-			arrived[uint16(from.(*unix.SockaddrInet4).Port)-20000] = true
+			for i := range k.sent {
+				if p := &k.sent[i]; int(p.SourcePort) == from.(*unix.SockaddrInet4).Port && p.Protocol == core.ProtocolUDP {
+					p.arrived = true
+				}
+			}
 		}
 	}
 }
 
-// landed reports whether b is the probe's own packet, in whatever namespace.
-func (k *conformance) landed(ns string, b []byte, p probe) bool {
+// landed reports whether b is the flow's own packet, in whatever namespace.
+func (k *KernelFabric) landed(ns string, b []byte, p sentPacket) bool {
 	if packetID(b) != p.id || packetSource(b) != p.Source || packetDestination(b) != p.Destination || packetProtocol(b) != protocolNumbers[p.Protocol] {
 		return false
 	}
@@ -182,10 +124,10 @@ func (k *conformance) landed(ns string, b []byte, p probe) bool {
 	return true
 }
 
-// answered reports whether b is an answer to the probe from the network's namespace.
-func (k *conformance) answered(ns string, b []byte, p probe) bool {
+// answered reports whether b is an answer to the flow from the network's namespace.
+func (k *KernelFabric) answered(ns string, b []byte, p sentPacket) bool {
 	source, _ := k.member(p.Source)
-	if ns != source.ns || packetSource(b) != p.Destination || !k.isLocal(p.Destination) {
+	if _, isMember := k.member(p.Destination); isMember || ns != source.ns || packetSource(b) != p.Destination || packetProtocol(b) != protocolNumbers[p.Protocol] {
 		return false
 	}
 	if packetProtocol(b) == unix.IPPROTO_ICMP {
@@ -213,18 +155,14 @@ func (n *network) dnsSockets() []int {
 	return out
 }
 
-func expectedCounts(probes []probe) map[string]int {
-	out := map[string]int{}
-	for _, p := range probes {
-		for _, d := range p.verdict.Decisions {
-			out[fmt.Sprintf("%s/%s (%d) %s", d.NSG, d.Rule, d.Priority, strings.ToLower(string(d.Direction)))]++
-		}
-	}
-	return out
+// kernelRule is a rule of the kernel's with its count.
+type kernelRule struct {
+	chain, comment string
+	packets        int
 }
 
-// counts reads how many packets each security rule decided.
-func (k *conformance) counts() map[string]int {
+// counters reads every counter of the table.
+func (k *KernelFabric) counters() []kernelRule {
 	k.t.Helper()
 	text := k.run("", "ip", "netns", "exec", k.prefix+"vnet", "nft", "-j", "list", "table", "inet", "sluice")
 	var list struct {
@@ -239,12 +177,47 @@ func (k *conformance) counts() map[string]int {
 	if err := json.Unmarshal([]byte(text), &list); err != nil {
 		k.t.Fatal(err)
 	}
-	out := map[string]int{}
+	var out []kernelRule
 	for _, o := range list.Nftables {
 		for _, e := range o.Rule.Expr {
-			if e.Counter != nil && strings.HasPrefix(o.Rule.Chain, "nsg_") {
-				out[o.Rule.Comment] += e.Counter.Packets
+			if e.Counter != nil {
+				out = append(out, kernelRule{o.Rule.Chain, o.Rule.Comment, e.Counter.Packets})
 			}
+		}
+	}
+	return out
+}
+
+// progress counts the packets that came in, those whose fate is decided, and those that
+// passed as first ones of a flow.
+func (k *KernelFabric) progress() (entered, left, passed int) {
+	for _, r := range k.counters() {
+		switch {
+		case r.chain == "prerouting" && strings.HasPrefix(r.comment, "a member"):
+			entered += r.packets
+		case strings.HasPrefix(r.chain, "nsg_"):
+			if k.drops[r.comment] {
+				left += r.packets
+			}
+		case r.chain == "forward", r.chain == "input", r.chain == "platform_dns":
+			left += r.packets
+			for _, what := range []string{"to the member", "out through", "private endpoint", "question to"} {
+				if strings.HasPrefix(r.comment, what) {
+					passed += r.packets
+				}
+			}
+		}
+	}
+	return entered, left, passed
+}
+
+// Decided counts the packets that each security rule decided about.
+func (k *KernelFabric) Decided() map[string]int {
+	k.t.Helper()
+	out := map[string]int{}
+	for _, r := range k.counters() {
+		if strings.HasPrefix(r.chain, "nsg_") {
+			out[r.comment] += r.packets
 		}
 	}
 	maps.DeleteFunc(out, func(_ string, packets int) bool { return packets == 0 })

@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/sluice-gateway/sluice/internal/core"
@@ -23,6 +24,8 @@ type network struct {
 	endpoints []core.GoalEndpoint
 	captures  map[string]*capture
 	raw       map[string]int
+	change    func(*VNetInput)
+	drops     map[string]bool // the labels of the rules in force that drop
 }
 
 const routerMAC = "02:aa:00:00:00:01"
@@ -110,9 +113,19 @@ func (n *network) input(v core.GoalVNet) VNetInput {
 
 func (n *network) apply(v core.GoalVNet) {
 	n.t.Helper()
-	text, err := CompileVNet(n.input(v))
+	in := n.input(v)
+	if n.change != nil {
+		n.change(&in)
+	}
+	text, err := CompileVNet(in)
 	if err != nil {
 		n.t.Fatal(err)
+	}
+	n.drops = map[string]bool{}
+	for line := range strings.Lines(text) {
+		if before, comment, ok := strings.Cut(line, ` drop comment "`); ok && strings.HasSuffix(before, "counter") {
+			n.drops[strings.TrimSuffix(strings.TrimSpace(comment), `"`)] = true
+		}
 	}
 	n.nft("vnet", text)
 }
