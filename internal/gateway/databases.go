@@ -94,7 +94,11 @@ func (d *databases) openSource(src memberapi.Source, key sourceKey) (*database, 
 		return nil, errs.New(errs.Invalid, "this gateway has no connector for the type %q of data source %s", src.Type, src.Name).
 			On("DataSource/"+src.Name, "type").WithStep(errs.StepAdmit)
 	}
-	db, err := c.Open(src, connector.Options{Resolve: d.opts.Resolve, MaxConns: d.opts.MaxConns})
+	resolve := d.opts.Resolve
+	if len(src.DNSServers) > 0 {
+		resolve = NewSourceResolver(src.DNSServers).Resolve
+	}
+	db, err := c.Open(src, connector.Options{Resolve: resolve, MaxConns: d.opts.MaxConns})
 	if err != nil {
 		return nil, atStep(errs.StepAdmit, err)
 	}

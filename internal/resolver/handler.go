@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net"
 	"strings"
-	"unicode"
 
 	"github.com/miekg/dns"
 	"github.com/sluice-gateway/sluice/internal/resolver/upstream"
@@ -17,9 +16,6 @@ const (
 	codeZone    = upstream.CodeZone
 	codeServers = upstream.CodeServers
 )
-
-// maxWhy bounds that text, in bytes.
-const maxWhy = 500
 
 // serve answers one question, or drops it.
 func (r *Resolver) serve(ctx context.Context, w dns.ResponseWriter, q *dns.Msg) {
@@ -91,25 +87,11 @@ func addWhy(reply *dns.Msg, res result, size int) {
 	if res.code == 0 || o == nil {
 		return
 	}
-	text := printable(res.why, maxWhy)
+	text := upstream.Printable(res.why)
 	if room := size - reply.Len() - 6; room < len(text) {
 		return
 	}
 	o.Option = append(o.Option, &dns.EDNS0_EDE{InfoCode: res.code, ExtraText: text})
-}
-
-// printable keeps a text to what a terminal may be shown, and to a length.
-func printable(s string, most int) string {
-	s = strings.Map(func(r rune) rune {
-		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, s)
-	if len(s) > most {
-		s = strings.ToValidUTF8(s[:most-3], "") + "..."
-	}
-	return s
 }
 
 // refused gives the code for what is not answered, whatever the name.

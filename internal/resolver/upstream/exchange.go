@@ -54,7 +54,7 @@ func (c *Client) exchange(ctx context.Context, s Server, tcpOnly bool, m *dns.Ms
 	var work sync.WaitGroup
 	defer work.Wait()
 	defer cancel()
-	replies := make(chan reply, 2)
+	replies := make(chan reply, 3)
 	start := func(network string) {
 		work.Go(func() {
 			got, err := c.over(one, network, s, m)
@@ -75,6 +75,8 @@ func (c *Client) exchange(ctx context.Context, s Server, tcpOnly bool, m *dns.Ms
 		select {
 		case <-half:
 			half, quiet = nil, true
+			pending++ // the packet may be lost
+			start("udp")
 		case r := <-replies:
 			pending--
 			if r.err == nil && !(r.network == "udp" && r.msg.Truncated) {
@@ -84,7 +86,7 @@ func (c *Client) exchange(ctx context.Context, s Server, tcpOnly bool, m *dns.Ms
 				first = r.err
 			}
 			if r.network == "udp" {
-				half, long = nil, r.err == nil
+				half, long = nil, long || r.err == nil
 			}
 		}
 		if half == nil && !tcp {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/miekg/dns"
 )
@@ -28,10 +29,18 @@ type Outcome struct {
 	Server string // as ServerName writes it
 	Result Result
 	What   string // "NXDOMAIN", "no answer in 2s"
+	// Code and Why are the server's own reason, an extended error (RFC 8914), if it gave one.
+	Code uint16
+	Why  string
 }
 
 // String returns "10.1.0.53: no answer in 2s".
-func (o Outcome) String() string { return o.Server + ": " + o.What }
+func (o Outcome) String() string {
+	if o.Why != "" {
+		return o.Server + ": " + o.What + " (" + o.Why + ")"
+	}
+	return o.Server + ": " + o.What
+}
 
 // Outcomes are those of one question, in the order in which the servers stand.
 type Outcomes []Outcome
@@ -56,6 +65,23 @@ func ServerName(address string) string {
 		return host
 	}
 	return address
+}
+
+// maxText bounds a text from elsewhere, in bytes.
+const maxText = 500
+
+// Printable keeps a text to what a terminal may be shown, and to 500 bytes.
+func Printable(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, s)
+	if len(s) > maxText {
+		s = strings.ToValidUTF8(s[:maxText-3], "") + "..."
+	}
+	return s
 }
 
 // answered words an answer.

@@ -29,6 +29,9 @@ type Options struct {
 	Timeout time.Duration
 	// Limit bounds the wait for all of them. Default 8 s.
 	Limit time.Duration
+	// Together says that the servers are one under several addresses: each is asked a moment
+	// after the one before, and the first reply counts, whatever it says.
+	Together bool
 	// DownFor is how long a server that did not answer is asked only after all others.
 	// Default 30 s.
 	DownFor time.Duration
@@ -87,20 +90,67 @@ const MaxUDP = 1232
 func (c *Client) Ask(ctx context.Context, m *dns.Msg) (*dns.Msg, Outcomes) {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.opts.Limit, errLimit)
 	defer cancel()
+	if c.opts.Together {
+		return c.askTogether(ctx, m)
+	}
 	outcomes := make(Outcomes, len(c.states))
 	for _, i := range c.order(time.Now(), outcomes) {
 		if ctx.Err() != nil {
 			outcomes[i].set(NotAsked, "not asked, the time was up")
 			continue
 		}
-		got, err := c.askOne(ctx, i, m)
-		if err == nil {
-			outcomes[i].set(Answered, answered(got))
+		if got := c.askOne(ctx, i, m, &outcomes[i]); got != nil {
 			return got, told(outcomes)
 		}
-		outcomes[i].set(resultOf(err), err.Error())
 	}
 	return nil, told(outcomes)
+}
+
+// stagger is how long the next of several addresses of one server waits for its turn.
+const stagger = 500 * time.Millisecond
+
+func (c *Client) askTogether(ctx context.Context, m *dns.Msg) (*dns.Msg, Outcomes) {
+	ctx, cancel := context.WithCancel(ctx)
+	var work sync.WaitGroup
+	defer work.Wait()
+	defer cancel()
+	type turn struct {
+		got     *dns.Msg
+		outcome Outcome
+	}
+	turns, failed := make(chan turn, len(c.states)), make(chan struct{}, len(c.states))
+	for i := range c.states {
+		work.Go(func() {
+			t := turn{outcome: Outcome{Server: ServerName(c.opts.Servers[i].Address)}}
+			defer func() { turns <- t }()
+			for range i { // sooner, if one before has failed
+				select {
+				case <-time.After(stagger):
+				case <-failed:
+				case <-ctx.Done():
+					t.outcome.set(NotAsked, "not asked, the time was up")
+					return
+				}
+			}
+			if t.got = c.askOne(ctx, i, m, &t.outcome); t.got == nil {
+				for range c.states {
+					select {
+					case failed <- struct{}{}:
+					default:
+					}
+				}
+			}
+		})
+	}
+	var outcomes Outcomes
+	for range c.states {
+		t := <-turns
+		if t.got != nil || t.outcome.Result == Failed {
+			return t.got, Outcomes{t.outcome}
+		}
+		outcomes = append(outcomes, t.outcome)
+	}
+	return nil, outcomes
 }
 
 func (o *Outcome) set(r Result, what string) { o.Result, o.What = r, what }
@@ -132,7 +182,8 @@ func (c *Client) order(now time.Time, outcomes Outcomes) []int {
 	return append(up, down...)
 }
 
-func (c *Client) askOne(ctx context.Context, i int, m *dns.Msg) (*dns.Msg, error) {
+// askOne gives a server's answer, or nil, and notes what it did.
+func (c *Client) askOne(ctx context.Context, i int, m *dns.Msg, o *Outcome) *dns.Msg {
 	s := c.states[i]
 	got, network, err := c.exchange(ctx, c.opts.Servers[i], s.overTCP(), m)
 	switch {
@@ -142,10 +193,29 @@ func (c *Client) askOne(ctx context.Context, i int, m *dns.Msg) (*dns.Msg, error
 	case resultOf(err) == Silent, resultOf(err) == Unreachable:
 		s.downUntil(time.Now(), c.opts.DownFor)
 	}
-	if err != nil {
-		return nil, err
+	if got != nil {
+		o.Code, o.Why = extended(got)
 	}
-	return got, nil
+	if err != nil {
+		o.set(resultOf(err), err.Error())
+		return nil
+	}
+	o.set(Answered, answered(got))
+	return got
+}
+
+// extended gives the extended error of a reply (RFC 8914), made fit to be shown.
+func extended(m *dns.Msg) (code uint16, text string) {
+	opt := m.IsEdns0()
+	if opt == nil {
+		return 0, ""
+	}
+	for _, o := range opt.Option {
+		if e, ok := o.(*dns.EDNS0_EDE); ok {
+			return e.InfoCode, Printable(e.ExtraText)
+		}
+	}
+	return 0, ""
 }
 
 // verdict gives the reason why a reply is no answer.
