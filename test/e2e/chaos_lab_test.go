@@ -7,11 +7,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -314,24 +316,31 @@ func newMonkey(l *lab, rng *rand.Rand) *monkey {
 
 // strike kills one thing, and sometimes two.
 func (m *monkey) strike() {
-	victims := []string{"service", "host", "member"}
+	victims := []string{"service", "host", "member", "splicer"}
 	m.rng.Shuffle(len(victims), func(i, j int) { victims[i], victims[j] = victims[j], victims[i] })
 	n := 1 + m.rng.IntN(5)/4
 	for _, v := range victims[:n] {
 		m.strikes[v]++
-		if v != "member" {
+		switch v {
+		case "member":
+			killAll(slices.Collect(maps.Values(m.l.containers())))
+		case "splicer":
+			killAll(m.l.Splicers())
+		default:
 			m.l.kill(v)
-			continue
-		}
-		for _, pid := range m.l.containers() {
-			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 	}
 	m.pause(150)
 	for _, v := range victims[:n] {
-		if v != "member" {
+		if v == "service" || v == "host" {
 			m.l.start(v)
 		}
+	}
+}
+
+func killAll(pids []int) {
+	for _, pid := range pids {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
 }
 

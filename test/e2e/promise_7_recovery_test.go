@@ -4,11 +4,13 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -172,9 +174,7 @@ func TestPromise7Reboot(t *testing.T) {
 // pullThePlug removes everything of the installation that a reboot would.
 func (l *lab) pullThePlug(t *testing.T) {
 	t.Helper()
-	for _, pid := range l.containers() {
-		_ = syscall.Kill(pid, syscall.SIGKILL)
-	}
+	killAll(append(slices.Collect(maps.Values(l.containers())), l.Splicers()...))
 	eventually(t, 10*time.Second, "the containers have ended", func() bool { return len(l.containers()) == 0 })
 	for _, kind := range []string{"m", "v", "n", "t"} {
 		for _, space := range l.spaces(kind) {
@@ -245,6 +245,41 @@ func TestPromise7RestartsDisturbNothing(t *testing.T) {
 			t.Errorf("the last query waited for an injection: %v", p)
 		}
 	}
+}
+
+// TestPromise7HostRestartKeepsQueries kills the host in the middle of a result: the
+// result still comes whole, over the same connections.
+func TestPromise7HostRestartKeepsQueries(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, sharedPG(t))
+	l.value("select 1")
+	const rows = 400_000
+	res, err := l.api.Query(t.Context(), client.Query{Source: source, SQL: fmt.Sprintf("select g, repeat('x', 100) from generate_series(1, %d) g", rows)}, client.MediaCSV)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	lines := bufio.NewScanner(res.Body)
+	for range 100 { // there is much more than the buffers on the way hold
+		if !lines.Scan() {
+			t.Fatalf("the result ended early: %v", lines.Err())
+		}
+	}
+	splicers := l.Splicers()
+	l.kill("host")
+	l.startHost()
+	l.Ready()
+	got := 100
+	for lines.Scan() {
+		got++
+	}
+	if err := lines.Err(); err != nil || got != rows+1 { // and the header
+		t.Errorf("%d lines and %v, want %d", got, err, rows+1)
+	}
+	if now := l.Splicers(); len(splicers) != 1 || len(now) != 1 || now[0] != splicers[0] {
+		t.Errorf("the connections were joined by process %v and are by %v, want the same one", splicers, now)
+	}
+	worksAgain(t, l.api, 60*time.Second)
 }
 
 func phasesOfLast(t *testing.T, l *lab) []core.Phase {
