@@ -14,6 +14,7 @@ type nftGroup struct {
 	name, chain       string
 	outbound, inbound []nftRule
 	dns               []nftRule // the outbound rules that name PlatformDNS
+	questions         []nftRule // those that name it as their source
 }
 
 // The chains of an NSG, by what their names end with.
@@ -37,6 +38,9 @@ func (c *vnetCompiler) readGroups() error {
 			g.outbound = append(g.outbound, compiled)
 			if namesDNS(r) {
 				g.dns = append(g.dns, compiled)
+			}
+			if asksDNS(r) {
+				g.questions = append(g.questions, compiled)
 			}
 		}
 		for _, r := range ordered(n, core.Inbound) {

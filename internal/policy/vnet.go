@@ -46,7 +46,7 @@ func CompileVNet(in VNetInput) (string, error) {
 		return "", err
 	}
 	for _, write := range []func(){
-		c.header, c.sets, c.nics, c.antiSpoof, c.forward, c.input, c.output, c.dns, c.dispatch, c.groups,
+		c.header, c.sets, c.nics, c.antiSpoof, c.forward, c.input, c.output, c.dns, c.questions, c.dispatch, c.groups,
 	} {
 		write()
 	}
@@ -260,5 +260,6 @@ func (c *vnetCompiler) output() {
 	c.line(2, "type filter hook output priority filter; policy drop;")
 	c.line(2, `icmp type redirect counter drop comment "redirects"`)
 	c.line(2, "ct state established,related accept")
+	c.resolverOut()
 	c.line(1, "}\n")
 }
