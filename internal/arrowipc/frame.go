@@ -51,7 +51,7 @@ func (f Frame) Size() int64 {
 // must not be used after it, in any copy of the frame. It need not be called.
 func (f *Frame) Release() {
 	if f.pool != nil {
-		f.pool.put(f.Body)
+		f.pool.Put(f.Body)
 	}
 	f.Body, f.pool = nil, nil
 }

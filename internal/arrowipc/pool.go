@@ -30,8 +30,8 @@ func (p *Pool) get(n int) []byte {
 	return make([]byte, n, 1<<class)
 }
 
-// put takes back what get returned.
-func (p *Pool) put(b []byte) {
+// Put takes back the body of a frame that was not released.
+func (p *Pool) Put(b []byte) {
 	if p == nil || cap(b) == 0 || cap(b) > 1<<poolMax {
 		return
 	}

@@ -130,7 +130,7 @@ func (r *Reader) readBytes(n int64, pool *Pool, what string) ([]byte, error) {
 	for read := 0; ; {
 		m, err := io.ReadFull(r.r, buf[read:])
 		if err != nil {
-			pool.put(buf)
+			pool.Put(buf)
 			return nil, readError("the "+what+" of a message", err)
 		}
 		if read += m; int64(read) == n {
@@ -138,7 +138,7 @@ func (r *Reader) readBytes(n int64, pool *Pool, what string) ([]byte, error) {
 		}
 		grown := pool.get(int(min(n, 2*int64(read))))
 		copy(grown, buf)
-		pool.put(buf)
+		pool.Put(buf)
 		buf = grown
 	}
 }

@@ -114,8 +114,7 @@ func (s *Server) forward(stream flight.FlightService_DoGetServer, res *service.R
 		return errStalled()
 	}
 
-	frames := format.NewFrames(res.Body, arrowipc.Options{Pool: &s.pool})
-	data := &flight.FlightData{}
+	frames := format.NewFrames(res.Body, arrowipc.Options{Pool: s.pool})
 	for {
 		frame, err := frames.Next()
 		if err == io.EOF {
@@ -124,10 +123,8 @@ func (s *Server) forward(stream flight.FlightService_DoGetServer, res *service.R
 		if err != nil {
 			return err
 		}
-		data.DataHeader, data.DataBody = frame.Metadata, frame.Body
 		stalled.Reset(s.opts.StallTimeout)
-		err = stream.Send(data)
-		frame.Release() // Send has encoded the message
+		err = stream.SendMsg(&frame) // the codec takes over the body
 		if !stalled.Stop() {
 			return errStalled()
 		}

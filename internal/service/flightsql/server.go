@@ -93,7 +93,8 @@ type Server struct {
 	seal     *sealer
 	prepared *registry
 	running  *running
-	pool     arrowipc.Pool
+	pool     *arrowipc.Pool
+	codec    *codec
 	streams  atomic.Int64
 }
 
@@ -104,7 +105,9 @@ func New(opts Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	pool := &arrowipc.Pool{}
 	return &Server{
+		pool: pool, codec: newCodec(pool),
 		opts: opts, f: opts.Frontend, log: opts.Logger, seal: s,
 		prepared: newRegistry(opts.PreparedIdle, opts.Now), running: newRunning(opts.Now),
 	}, nil
@@ -127,6 +130,7 @@ func (s *Server) ServerOptions() []grpc.ServerOption {
 	opts := []grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(s.unary),
 		grpc.ChainStreamInterceptor(s.stream),
+		grpc.ForceServerCodecV2(s.codec),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxConcurrentStreams(streamsPerConn),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
