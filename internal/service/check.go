@@ -17,6 +17,7 @@ import (
 	"github.com/sluice-gateway/sluice/internal/memberapi"
 	"github.com/sluice-gateway/sluice/internal/placement"
 	"github.com/sluice-gateway/sluice/internal/policy"
+	"github.com/sluice-gateway/sluice/internal/resolver"
 )
 
 // probeTimeout bounds a probe whose caller named no time.
@@ -163,14 +164,7 @@ func destination(v core.GoalVNet, host string, probe *memberapi.ProbeResponse) (
 			return a, true
 		}
 	}
-	for _, z := range v.Zones {
-		for _, r := range z.Records {
-			if strings.EqualFold(r.Name, strings.TrimSuffix(host, ".")) {
-				return r.Address, true
-			}
-		}
-	}
-	return netip.Addr{}, false
+	return resolver.Lookup(v.Zones, host)
 }
 
 func resolvers(v core.GoalVNet) []netip.Addr {
@@ -194,6 +188,9 @@ func (s *Service) explain(ctx context.Context, t core.TenantID, m core.Member, s
 		return err
 	}
 	placement.AddMember(&vnet, gw, m.Address)
+	if e.Step == errs.StepResolve {
+		return explainResolve(vnet, gw, m, src, e)
+	}
 	port := sourcePort(src)
 	to, ok := destination(vnet, src.Parameters["host"], nil)
 	if !ok || port == 0 {

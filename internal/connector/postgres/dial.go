@@ -82,13 +82,16 @@ func (c *config) lookup(ctx context.Context) ([]string, error) {
 	if err == nil {
 		return addrs, nil
 	}
-	if ctx.Err() != nil {
-		return nil, c.interrupted(ctx, errs.StepResolve, "resolve "+c.host)
-	}
 	var known *errs.Error
 	if errors.As(err, &known) {
 		e := *known // the resolver's class and hint, with this query's step
+		if errors.Is(context.Cause(ctx), errConnectTimeout) {
+			e.Class = errs.Unavailable
+		}
 		return nil, e.WithStep(errs.StepResolve).On(c.object, "parameters.host")
+	}
+	if ctx.Err() != nil {
+		return nil, c.interrupted(ctx, errs.StepResolve, "resolve "+c.host)
 	}
 	return nil, errs.New(errs.Unavailable, "resolve %s: %w", c.host, err).
 		WithHint("check the data source's host, and the private DNS zones linked to the virtual network").

@@ -1,0 +1,35 @@
+package resolver
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/miekg/dns"
+	"github.com/sluice-gateway/sluice/internal/core"
+)
+
+// Lookup gives the first IPv4 address that a network's private zones have for a name,
+// without asking anybody: false if they have none, or if an alias leads out of them. The
+// service uses it to tell what a network's rules mean for a name.
+func Lookup(zones []core.GoalZone, name string) (netip.Addr, bool) {
+	set := newZoneSet(zones)
+	name = dns.CanonicalName(name)
+	var seen []string
+	for !slices.Contains(seen, name) && len(seen) <= maxAliases {
+		seen = append(seen, name)
+		z := set.find(name)
+		if z == nil {
+			break
+		}
+		of, _ := z.lookup(name)
+		found, alias := of.answer(dns.TypeA)
+		if len(found) > 0 {
+			return netip.AddrFromSlice(found[0].(*dns.A).A.To4())
+		}
+		if alias == nil {
+			break
+		}
+		name = alias.Target
+	}
+	return netip.Addr{}, false
+}
