@@ -2,63 +2,177 @@ package linux
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
-// delta gives the commands that turn one ruleset into another, if they differ in the
-// elements of their sets alone. A member's coming changes no more than that, and
-// replacing the table for it would hold up whatever else happens in the namespace
-// until the kernel freed the old one.
+// delta gives the commands that turn one ruleset into another without replacing its
+// tables: elements of sets, rules chain by chain, chains and sets that come and go. A
+// member's coming or a rule's change touches little, and replacing a table would hold up
+// whatever else happens in the namespace until the kernel freed the old one. It declines
+// where only a replacement will do.
 func delta(from, to string) (commands string, ok bool) {
-	a, b := parseSets(from), parseSets(to)
-	if a.rest != b.rest || from == "" {
+	a, b := parseText(from), parseText(to)
+	if from == "" || from == to || a.rest != b.rest {
 		return "", false
 	}
-	var out strings.Builder
+	var d deltaText
 	for _, key := range sortedKeys(b.sets) {
-		if gone := beyond(a.sets[key], b.sets[key]); len(gone) > 0 {
-			fmt.Fprintf(&out, "delete element %s { %s }\n", key, strings.Join(gone, ", "))
-		}
-		if added := beyond(b.sets[key], a.sets[key]); len(added) > 0 {
-			fmt.Fprintf(&out, "add element %s { %s }\n", key, strings.Join(added, ", "))
+		if !d.set(key, a.sets[key], b.sets[key]) {
+			return "", false
 		}
 	}
-	return out.String(), out.Len() > 0
+	for _, key := range sortedKeys(b.chains) {
+		if !d.chain(key, a.chains[key], b.chains[key]) {
+			return "", false
+		}
+	}
+	if !d.gone(a, b) {
+		return "", false
+	}
+	text := strings.Join(slices.Concat(d.make, d.empty, d.elements, d.rules, d.drop), "")
+	return text, text != ""
 }
 
-// setText is a ruleset's text with its sets' elements taken out.
+// deltaText collects commands by when they can be carried out: what is referred to
+// exists before, and goes after, what refers to it.
+type deltaText struct{ make, empty, elements, rules, drop []string }
+
+func say(list *[]string, format string, args ...any) {
+	*list = append(*list, fmt.Sprintf(format, args...)+"\n")
+}
+
+// set turns one set or map into another; a is nil for a new one.
+func (d *deltaText) set(key string, a, b *setText) bool {
+	if a == nil {
+		say(&d.make, "add %s %s { %s; }", b.what, key, strings.Join(b.head, "; "))
+		a = &setText{setHead: b.setHead}
+	}
+	if a.what != b.what || !slices.Equal(a.head, b.head) {
+		return false
+	}
+	gone, added := beyond(a.elements, b.elements), beyond(b.elements, a.elements)
+	if b.interval() && len(gone) > 0 {
+		say(&d.elements, "flush %s %s", b.what, key) // neighbours may have merged
+		gone, added = nil, b.elements
+	}
+	if len(gone) > 0 {
+		say(&d.elements, "delete element %s { %s }", key, strings.Join(gone, ", "))
+	}
+	if len(added) > 0 {
+		say(&d.elements, "add element %s { %s }", key, strings.Join(added, ", "))
+	}
+	return true
+}
+
+// chain turns one chain into another; a is nil for a new one. Hooks stay as they are.
+func (d *deltaText) chain(key string, a, b *chainText) bool {
+	switch {
+	case a == nil && b.hook != "", a != nil && a.hook != b.hook:
+		return false
+	case a == nil:
+		say(&d.make, "add chain %s", key)
+	case slices.Equal(a.rules, b.rules):
+		return true
+	default:
+		say(&d.empty, "flush chain %s", key)
+	}
+	for _, r := range b.rules {
+		say(&d.rules, "add rule %s %s", key, r)
+	}
+	return true
+}
+
+// gone drops what only a has: chains first, since they refer to sets.
+func (d *deltaText) gone(a, b tableText) bool {
+	for _, key := range sortedKeys(a.chains) {
+		if b.chains[key] != nil {
+			continue
+		}
+		if a.chains[key].hook != "" {
+			return false
+		}
+		say(&d.empty, "flush chain %s", key)
+		say(&d.drop, "delete chain %s", key)
+	}
+	for _, key := range sortedKeys(a.sets) {
+		if b.sets[key] == nil {
+			say(&d.drop, "delete %s %s", a.sets[key].what, key)
+		}
+	}
+	return true
+}
+
+// tableText is a ruleset's text, taken apart. Keys are "inet sluice members": family,
+// table and name.
+type tableText struct {
+	rest   string // what stands outside of sets and chains
+	sets   map[string]*setText
+	chains map[string]*chainText
+}
+
+type setHead struct {
+	what string   // "set" or "map"
+	head []string // type and flags
+}
+
 type setText struct {
-	rest string
-	sets map[string][]string // "inet sluice members" → elements
+	setHead
+	elements []string
 }
 
-// parseSets reads sets whose elements stand one per line between "elements = {" and "}".
-// Elements in any other form stay in rest, where a difference makes delta decline.
-func parseSets(text string) setText {
-	out := setText{sets: map[string][]string{}}
+func (s *setText) interval() bool { return slices.Contains(s.head, "flags interval") }
+
+type chainText struct {
+	hook  string // "type filter hook …", empty for a chain that others lead to
+	rules []string
+}
+
+// parseText reads rulesets in the form in which this project writes them: a rule is a
+// line, and elements stand one per line between "elements = {" and "}", or all on one.
+func parseText(text string) tableText {
+	out := tableText{sets: map[string]*setText{}, chains: map[string]*chainText{}}
 	var rest strings.Builder
-	table, set, inside := "", "", false
+	table := ""
+	var set *setText
+	var chain *chainText
+	elements := false
 	for line := range strings.Lines(text) {
 		word := strings.TrimSpace(line)
+		fields := strings.Fields(word)
 		switch {
-		case inside && word == "}":
-			inside = false
-			continue
-		case inside:
-			out.sets[set] = append(out.sets[set], strings.TrimSuffix(word, ","))
-			continue
-		case word == "elements = {" && set != "":
-			inside = true
-			continue
-		case strings.HasPrefix(word, "table ") && strings.HasSuffix(word, "{"):
-			table = strings.TrimSuffix(strings.TrimPrefix(word, "table "), " {")
-		case strings.HasPrefix(word, "set ") && strings.HasSuffix(word, "{"):
-			set = table + " " + strings.Fields(word)[1]
-			out.sets[set] = nil
+		case len(fields) == 0, strings.HasPrefix(word, "#"):
+		case elements && word == "}":
+			elements = false
+		case elements:
+			set.elements = append(set.elements, strings.TrimSuffix(word, ","))
 		case word == "}":
-			set = ""
+			set, chain = nil, nil
+		case set != nil && word == "elements = {":
+			elements = true
+		case set != nil && fields[0] == "elements":
+			inner := strings.TrimSuffix(strings.TrimPrefix(word, "elements = {"), "}")
+			for e := range strings.SplitSeq(inner, ",") {
+				set.elements = append(set.elements, strings.TrimSpace(e))
+			}
+		case set != nil:
+			set.head = append(set.head, word)
+		case chain != nil && fields[0] == "type":
+			chain.hook = word
+		case chain != nil:
+			chain.rules = append(chain.rules, word)
+		case fields[0] == "table" && fields[len(fields)-1] == "{":
+			table = strings.Join(fields[1:3], " ")
+			rest.WriteString(line)
+		case fields[0] == "set", fields[0] == "map":
+			set = &setText{setHead: setHead{what: fields[0]}}
+			out.sets[table+" "+fields[1]] = set
+		case fields[0] == "chain":
+			chain = &chainText{}
+			out.chains[table+" "+fields[1]] = chain
+		default:
+			rest.WriteString(line)
 		}
-		rest.WriteString(line)
 	}
 	out.rest = rest.String()
 	return out

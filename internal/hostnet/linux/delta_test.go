@@ -1,13 +1,19 @@
 package linux
 
 import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/hostnet"
 	"github.com/sluice-gateway/sluice/internal/policy"
+	"github.com/sluice-gateway/sluice/internal/policy/policytest"
 )
 
 func compiled(t *testing.T, g core.GoalVNet, ports ...hostnet.Port) string {
@@ -39,12 +45,71 @@ func TestDelta(t *testing.T) {
 	}
 	denied := cloneVNet(g)
 	denied.NSGs[0].Rules[0].Access = core.Deny
-	for name, to := range map[string]string{"another rule": compiled(t, denied, a), "the same": one} {
+	changed, ok := delta(one, compiled(t, denied, a))
+	if !ok || strings.Count(changed, "flush chain") != 1 || strings.Count(changed, "add rule") != 5 {
+		t.Errorf("another rule: %v\n%s", ok, changed)
+	}
+	for name, to := range map[string]string{
+		"the same": one, "another hook": strings.ReplaceAll(one, "hook forward priority filter", "hook forward priority raw"),
+		"another table": strings.ReplaceAll(one, "sluice", "slice"), "a set of another type": strings.ReplaceAll(one, "type ifname\n", "type ipv4_addr\n"),
+	} {
 		if text, ok := delta(one, to); ok {
 			t.Errorf("%s: delta gave\n%s", name, text)
 		}
 	}
 }
+
+// held applies texts one after the other in a namespace of their own, and lists what the
+// kernel then has.
+func (l *lab) held(texts ...string) string {
+	l.t.Helper()
+	s, err := openPath("", l.space("n"+random(2)))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer s.close()
+	r, err := newRuleset(s)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	defer r.close()
+	table := ""
+	for i, text := range texts {
+		if err := r.apply(l.ctx(), text); err != nil {
+			l.t.Fatalf("text %d: %v", i, err)
+		}
+		now := nft(l.t, s.path, "-j", "list", "tables")
+		if table = cmp.Or(table, now); now != table {
+			change, _ := delta(texts[i-1], text)
+			l.t.Errorf("text %d replaced the table, so the kernel refused the change:\n%.20000s", i, change)
+		}
+		table = now
+	}
+	list := nft(l.t, s.path, "-s", "-j", "list", "ruleset")
+	var out struct{ Nftables []map[string]map[string]any }
+	if err := json.Unmarshal([]byte(list), &out); err != nil {
+		l.t.Fatal(err)
+	}
+	var lines []string
+	for i, o := range out.Nftables {
+		for what, fields := range o {
+			order := 0
+			if what == "rule" {
+				order = i // within its chain; chains stand in the order in which they came
+			}
+			delete(fields, "handle")
+			b, _ := json.Marshal(fields)
+			lines = append(lines, fmt.Sprintf("%v %s %05d %s", fields["chain"], what, order, b))
+		}
+	}
+	slices.Sort(lines)
+	for i := range lines {
+		lines[i] = ordinal.ReplaceAllString(lines[i], " ")
+	}
+	return strings.Join(lines, "\n")
+}
+
+var ordinal = regexp.MustCompile(` \d{5} `)
 
 // TestDeltaIsTheSameAsReplacing lets the kernel compare the two ways.
 func TestDeltaIsTheSameAsReplacing(t *testing.T) {
@@ -52,27 +117,34 @@ func TestDeltaIsTheSameAsReplacing(t *testing.T) {
 	l := newLab(t)
 	g := corp("u1")
 	a, b, c := member(g, 1, 1), member(g, 2, 2), member(g, 3, 3)
-	listed := func(texts ...string) string {
-		s, err := openPath("", l.space("n"+random(2)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer s.close()
-		r, err := newRuleset(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer r.close()
-		for _, text := range texts {
-			if err := r.apply(l.ctx(), text); err != nil {
+	last := compiled(t, g, a, c)
+	if d := gocmp.Diff(l.held(last), l.held(compiled(t, g), compiled(t, g, a, b), last)); d != "" {
+		t.Errorf("-replaced +changed:\n%s", d)
+	}
+}
+
+// TestRandomDeltas goes through random rule sets, each time by a delta.
+func TestRandomDeltas(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	g := policytest.NewGenerator(policytest.Seed(t), 12)
+	for _, bucketsFrom := range []int{1 << 20, -1} {
+		var texts []string
+		for range 12 {
+			text, err := policy.CompileVNet(policy.VNetInput{VNet: g.VNet(), Resolvers: policytest.Network().Resolvers, BucketsFrom: bucketsFrom})
+			if err != nil {
 				t.Fatal(err)
 			}
+			texts = append(texts, text)
 		}
-		return nft(t, s.path, "-s", "list", "ruleset")
-	}
-	last := compiled(t, g, a, c)
-	if d := cmp.Diff(listed(last), listed(compiled(t, g), compiled(t, g, a, b), last)); d != "" {
-		t.Errorf("-replaced +changed:\n%s", d)
+		for i, text := range texts[1:] {
+			if _, ok := delta(texts[i], text); !ok && text != texts[i] {
+				t.Errorf("no delta to text %d", i+1)
+			}
+		}
+		if d := gocmp.Diff(l.held(texts[len(texts)-1]), l.held(texts...)); d != "" {
+			t.Errorf("buckets from %d: -replaced +changed:\n%s", bucketsFrom, d)
+		}
 	}
 }
 
@@ -94,8 +166,8 @@ func TestRulesAreCounted(t *testing.T) {
 	if err := r.apply(l.ctx(), text); err != nil {
 		t.Fatal(err)
 	}
-	if total(countRules(text)) < 20 {
-		t.Errorf("counted %d rules only", total(countRules(text)))
+	if n := intended(text).total(); n < 20 {
+		t.Errorf("counted %d rules only", n)
 	}
 	handle := strings.Fields(nft(t, l.world, "-a", "list", "chain", "inet", "sluice", "output"))
 	nft(t, l.world, "delete", "rule", "inet", "sluice", "output", "handle", handle[len(handle)-3])

@@ -12,7 +12,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -24,10 +23,8 @@ const nftWait = 30 * time.Second
 // The messages and attributes of the kernel's nf_tables interface that are read here.
 const (
 	nftMsgGetTable = 1
-	nftMsgGetRule  = 7
 	nftMsgGetGen   = 16
 	attrTableName  = 1
-	attrRuleTable  = 1
 	attrGenID      = 1
 )
 
@@ -76,7 +73,7 @@ func (r *ruleset) holds(text string) bool {
 }
 
 // apply replaces what text replaces, in one transaction, and reads back that the
-// kernel holds every rule of it.
+// kernel holds every chain, rule and element of it.
 func (r *ruleset) apply(ctx context.Context, text string) error {
 	if r.astray {
 		r.exits.Wait()
@@ -86,14 +83,19 @@ func (r *ruleset) apply(ctx context.Context, text string) error {
 	if r.holds(r.text) {
 		change, small = delta(r.text, text)
 	}
-	if !small {
-		change = text
-	}
 	r.text = ""
-	if err := r.transact(ctx, change, small || r.shared); err != nil {
-		return err
+	var err error
+	if small {
+		if err = r.transact(ctx, change, true); err == nil {
+			err = r.verify(text)
+		}
 	}
-	if err := r.verify(text); err != nil {
+	if !small || err != nil && ctx.Err() == nil { // a replacement puts right what a change could not
+		if err = r.transact(ctx, text, r.shared); err == nil {
+			err = r.verify(text)
+		}
+	}
+	if err != nil {
 		return err
 	}
 	gen, err := r.generation()
@@ -162,56 +164,6 @@ func (r *ruleset) await(ctx context.Context, exited <-chan error, done func() bo
 	}
 }
 
-// verify counts the rules that the kernel holds of each table in text.
-func (r *ruleset) verify(text string) (err error) {
-	want := countRules(text)
-	var have int
-	for range 20 {
-		have = 0
-		for table := range want {
-			n, err := r.rules(table)
-			if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-				return err
-			}
-			have += n
-		}
-		if have == total(want) {
-			return nil
-		}
-		time.Sleep(200 * time.Microsecond) // the generation moves just before the rules do
-	}
-	return fmt.Errorf("the kernel holds %d of %d rules", have, total(want))
-}
-
-func total(counts map[string]int) (sum int) {
-	for _, n := range counts {
-		sum += n
-	}
-	return sum
-}
-
-// countRules counts the rules in text by table, given that each is a line of its own.
-func countRules(text string) map[string]int {
-	counts := map[string]int{}
-	table, block := "", ""
-	for line := range strings.Lines(text) {
-		line = strings.TrimSpace(line)
-		switch {
-		case line == "" || strings.HasPrefix(line, "#"):
-		case strings.HasPrefix(line, "table ") && strings.HasSuffix(line, "{"):
-			table, block = strings.Fields(line)[2], ""
-			counts[table] += 0
-		case strings.HasPrefix(line, "chain ") || strings.HasPrefix(line, "set "):
-			block = strings.Fields(line)[0]
-		case line == "}":
-			block = ""
-		case block == "chain" && !strings.HasPrefix(line, "type "):
-			counts[table]++
-		}
-	}
-	return counts
-}
-
 // generation is a number that grows with each transaction in the namespace.
 func (r *ruleset) generation() (uint32, error) {
 	msgs, err := r.ask(nftMsgGetGen, 0)
@@ -226,18 +178,6 @@ func (r *ruleset) generation() (uint32, error) {
 	return 0, errors.New("the kernel gave no nf_tables generation")
 }
 
-// rules counts the rules that the kernel holds of a table.
-func (r *ruleset) rules(table string) (int, error) {
-	msgs, err := r.ask(nftMsgGetRule, unix.NLM_F_DUMP)
-	n := 0
-	for _, m := range msgs {
-		if v, ok := attribute(m, attrRuleTable); ok && string(bytes.TrimRight(v, "\x00")) == table {
-			n++
-		}
-	}
-	return n, err
-}
-
 // tables lists the names of the namespace's tables.
 func (r *ruleset) tables() ([]string, error) {
 	msgs, err := r.ask(nftMsgGetTable, unix.NLM_F_DUMP)
@@ -250,10 +190,15 @@ func (r *ruleset) tables() ([]string, error) {
 	return out, err
 }
 
-func (r *ruleset) ask(msg, flags int) ([][]byte, error) {
+func (r *ruleset) ask(msg, flags int) ([][]byte, error) { return r.askOf(unix.AF_UNSPEC, msg, flags) }
+
+func (r *ruleset) askOf(family uint8, msg, flags int, attrs ...*nl.RtAttr) ([][]byte, error) {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|msg, flags)
 	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_NETFILTER: r.socket}
-	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC})
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: family})
+	for _, a := range attrs {
+		req.AddData(a)
+	}
 	return req.Execute(unix.NETLINK_NETFILTER, 0)
 }
 
