@@ -159,6 +159,11 @@ func (s *Server) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, error)
 		if err := tune(tcp); err != nil {
 			return nil, err
 		}
+		ahead, err := newAheadConn(tcp)
+		if err != nil {
+			return nil, err
+		}
+		raw = ahead
 	}
 	conn := tls.Server(raw, s.tls)
 	if err := conn.HandshakeContext(ctx); err != nil {

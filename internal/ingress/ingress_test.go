@@ -41,7 +41,7 @@ func keeper(t *testing.T, s *tunneltest.Service, change func(*identity.KeeperOpt
 	t.Helper()
 	o := identity.KeeperOptions{
 		Role: memberapi.RoleMember, Name: "m-1", Token: core.NewSecret("token"), CAPEM: s.CA.CertPEM(),
-		Dial: dialer(s.Addr), JoinTimeout: 300 * time.Millisecond, Logger: tunneltest.Logger(t),
+		Dial: dialer(s.Addr), JoinTimeout: 3 * time.Second, Logger: tunneltest.Logger(t),
 	}
 	if change != nil {
 		change(&o)

@@ -6,9 +6,10 @@ import (
 	"sync"
 )
 
-// Sizes of a data connection's buffers: answers are long, requests short.
+// Sizes of a data connection's buffers: requests are short, and of a long answer what a
+// reader has room for comes to it directly. The trailers of an answer must fit in.
 const (
-	readBuffer  = 64 << 10
+	readBuffer  = 8 << 10
 	writeBuffer = 16 << 10
 )
 
