@@ -16,7 +16,7 @@
 //     most), so that memory stays flat and back-pressure reaches the source.
 //   - Cancelling the context ends the work in the data source itself.
 //   - Connections are pooled per credential; nothing that a query sets in its session
-//     is seen by the next one.
+//     is seen by another user's (UserAware).
 package connector
 
 import (
@@ -70,6 +70,14 @@ type TypeInfoReader interface {
 // TableReader is a database that can list tables with their Arrow schemas in one go.
 type TableReader interface {
 	Tables(ctx context.Context, req memberapi.MetadataRequest) (array.RecordReader, error)
+}
+
+// UserAware is an adbc.Connection that shares sessions with the data source between
+// queries, and does so more readily between those of one user.
+type UserAware interface {
+	// SetUser says whose queries follow, by a name that means nothing to the connector.
+	// Without it, or with "", each query counts as another user's.
+	SetUser(id string)
 }
 
 // Timed is a statement that can tell how long the last execution took in its parts.

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -35,6 +36,9 @@ type fakeSource struct {
 	dialErr error
 
 	opened, closed, dialled, statements atomic.Int32
+
+	mu    sync.Mutex
+	users []string // of the connections, in order
 }
 
 func (f *fakeSource) Descriptor() catalog.Descriptor { return catalog.Descriptor{Type: "fake"} }
@@ -69,6 +73,13 @@ func (d *fakeDatabase) Close() error { d.fake.closed.Add(1); return nil }
 type fakeConnection struct {
 	adbc.Connection
 	fake *fakeSource
+}
+
+// SetUser implements connector.UserAware.
+func (c *fakeConnection) SetUser(id string) {
+	c.fake.mu.Lock()
+	defer c.fake.mu.Unlock()
+	c.fake.users = append(c.fake.users, id)
 }
 
 func (c *fakeConnection) Close() error { c.fake.dialled.Add(-1); return nil }

@@ -69,7 +69,7 @@ func (s *Server) metadata(ctx context.Context, req memberapi.MetadataRequest, st
 		defer reader.Release()
 		return st.described(ctx, schema, reader)
 	}
-	return s.withConnection(ctx, req.Source, &st.stats, func(_ *database, conn adbc.Connection) error {
+	return s.withConnection(ctx, req.Source, req.Session, &st.stats, func(_ *database, conn adbc.Connection) error {
 		reader, err := general(ctx, conn, req)
 		if err != nil {
 			return atStep(errs.StepExecute, err)

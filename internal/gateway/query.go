@@ -85,7 +85,7 @@ func (s *Server) query(ctx context.Context, req memberapi.QueryRequest, st *stre
 // withStatement opens the source, a connection and a statement for the request's SQL,
 // and closes all of it after f.
 func (s *Server) withStatement(ctx context.Context, req memberapi.QueryRequest, stats *memberapi.Stats, f func(adbc.Statement) error) error {
-	return s.withConnection(ctx, req.Source, stats, func(_ *database, conn adbc.Connection) error {
+	return s.withConnection(ctx, req.Source, req.Session, stats, func(_ *database, conn adbc.Connection) error {
 		stmt, err := conn.NewStatement()
 		if err != nil {
 			return atStep(errs.StepExecute, err)
@@ -98,8 +98,9 @@ func (s *Server) withStatement(ctx context.Context, req memberapi.QueryRequest, 
 	})
 }
 
-// withConnection opens the source and a connection to it, and closes both after f.
-func (s *Server) withConnection(ctx context.Context, src memberapi.Source, stats *memberapi.Stats, f func(*database, adbc.Connection) error) error {
+// withConnection opens the source and a connection to it for a user (QueryRequest.Session),
+// and closes both after f.
+func (s *Server) withConnection(ctx context.Context, src memberapi.Source, user string, stats *memberapi.Stats, f func(*database, adbc.Connection) error) error {
 	db, err := s.databases.acquire(src)
 	if err != nil {
 		return err
@@ -112,6 +113,9 @@ func (s *Server) withConnection(ctx context.Context, src memberapi.Source, stats
 	}
 	defer s.closing("connection", conn)
 	stats.Connect = time.Since(start)
+	if c, ok := conn.(connector.UserAware); ok {
+		c.SetUser(user)
+	}
 	return f(db, conn)
 }
 

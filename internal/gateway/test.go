@@ -47,7 +47,7 @@ func (s *Server) testSource(ctx context.Context, src memberapi.Source, step func
 		return t.Test(ctx, step)
 	}
 	var stats memberapi.Stats
-	return s.withConnection(ctx, src, &stats, func(*database, adbc.Connection) error {
+	return s.withConnection(ctx, src, "", &stats, func(*database, adbc.Connection) error {
 		step(errs.StepConnect, stats.Connect, "")
 		return nil
 	})

@@ -75,6 +75,10 @@ func (s Source) LogValue() slog.Value { return slog.StringValue(s.String()) }
 type QueryRequest struct {
 	QueryID string `json:"queryId"`
 	Source  Source `json:"source"`
+	// Session is equal in the requests of one user, and in no others: a connector may
+	// let what one query leaves in its session be seen by the next for a moment. Empty:
+	// never.
+	Session string `json:"session,omitempty"`
 	SQL     string `json:"sql"`
 	// Params is an Arrow IPC stream of parameter rows, nil for none. A query runs
 	// once for each row; the results follow each other in one stream.
@@ -122,6 +126,7 @@ const (
 type MetadataRequest struct {
 	QueryID       string   `json:"queryId"`
 	Source        Source   `json:"source"`
+	Session       string   `json:"session,omitempty"` // as in QueryRequest
 	Kind          string   `json:"kind"`
 	Catalog       *string  `json:"catalog,omitempty"`
 	SchemaPattern *string  `json:"schemaPattern,omitempty"`

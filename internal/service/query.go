@@ -3,6 +3,8 @@ package service
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -68,9 +70,20 @@ func (s *Service) target(ctx context.Context, t core.TenantID, name string) (tar
 func (s *Service) Query(ctx context.Context, in QueryInput) (*Result, error) {
 	return s.run(ctx, in.Source, in, func(id string, src memberapi.Source) (string, any) {
 		return memberapi.PathQuery, memberapi.QueryRequest{
-			QueryID: id, Source: src, SQL: in.SQL, Params: in.Params, Update: in.Update, TimeoutMS: in.Timeout.Milliseconds(),
+			QueryID: id, Source: src, Session: session(ctx), SQL: in.SQL, Params: in.Params, Update: in.Update, TimeoutMS: in.Timeout.Milliseconds(),
 		}
 	})
+}
+
+// session names the principal to a member (memberapi.QueryRequest.Session) without
+// saying who it is. The parts are quoted, so that no two principals run into one.
+func session(ctx context.Context) string {
+	p, err := core.PrincipalFrom(ctx)
+	if err != nil || p.Name == "" {
+		return ""
+	}
+	sum := sha256.Sum256(fmt.Appendf(nil, "session %q %q %q", p.Tenant, p.Name, p.Role))
+	return hex.EncodeToString(sum[:16])
 }
 
 // withGrace is the service's own bound of a query: a little more than the member's, so
@@ -83,7 +96,7 @@ func withGrace(d time.Duration) time.Duration {
 func (s *Service) Metadata(ctx context.Context, source string, req memberapi.MetadataRequest) (*Result, error) {
 	in := QueryInput{Source: source, SQL: "-- metadata: " + req.Kind}
 	return s.run(ctx, source, in, func(id string, src memberapi.Source) (string, any) {
-		req.QueryID, req.Source = id, src
+		req.QueryID, req.Source, req.Session = id, src, session(ctx)
 		return memberapi.PathMetadata, req
 	})
 }
@@ -92,7 +105,7 @@ func (s *Service) Metadata(ctx context.Context, source string, req memberapi.Met
 func (s *Service) Prepare(ctx context.Context, in QueryInput) (memberapi.PrepareResponse, error) {
 	var out memberapi.PrepareResponse
 	err := s.ask(ctx, in.Source, memberapi.PathPrepare, func(src memberapi.Source) any {
-		return memberapi.QueryRequest{QueryID: ident.New("p"), Source: src, SQL: in.SQL, TimeoutMS: in.Timeout.Milliseconds()}
+		return memberapi.QueryRequest{QueryID: ident.New("p"), Source: src, Session: session(ctx), SQL: in.SQL, TimeoutMS: in.Timeout.Milliseconds()}
 	}, &out)
 	return out, err
 }

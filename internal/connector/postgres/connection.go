@@ -8,15 +8,27 @@ import (
 	"github.com/apache/arrow-go/v18/arrow"
 	"github.com/apache/arrow-go/v18/arrow/array"
 
+	"github.com/sluice-gateway/sluice/internal/connector"
 	"github.com/sluice-gateway/sluice/internal/errs"
 )
 
 // connection is ADBC's connection: a view on the pool without a session of its own.
-type connection struct{ db *database }
+type connection struct {
+	db   *database
+	user string // whose queries come, nobody if that was not said
+}
 
-var _ adbc.Connection = (*connection)(nil)
+var (
+	_ adbc.Connection     = (*connection)(nil)
+	_ connector.UserAware = (*connection)(nil)
+)
 
-func (c *connection) NewStatement() (adbc.Statement, error) { return &statement{db: c.db}, nil }
+// SetUser implements connector.UserAware.
+func (c *connection) SetUser(id string) { c.user = id }
+
+func (c *connection) NewStatement() (adbc.Statement, error) {
+	return &statement{db: c.db, user: c.user}, nil
+}
 
 func (c *connection) Close() error { return nil }
 
@@ -41,7 +53,7 @@ func (c *connection) GetTableSchema(ctx context.Context, catalog, dbSchema *stri
 	if dbSchema != nil && *dbSchema != "" {
 		name = quoteIdent(*dbSchema) + "." + name
 	}
-	st := &statement{db: c.db, sql: "select * from " + name}
+	st := &statement{db: c.db, user: c.user, sql: "select * from " + name}
 	return st.ExecuteSchema(ctx)
 }
 

@@ -66,16 +66,22 @@ func (db *database) queryContext(ctx context.Context) (context.Context, context.
 	return ctx, func() { stop(); cancel() }
 }
 
-// withConn runs do on a connection, for this package's own queries.
-func (db *database) withConn(ctx context.Context, do func(ctx context.Context, c *conn) error) error {
+// nobody is the user whom no other query is of.
+const nobody = ""
+
+// withConn runs do on a connection that has no past, or that of the user: for this
+// package's own queries, which are nobody's, and leave none.
+func (db *database) withConn(ctx context.Context, user string, do func(ctx context.Context, c *conn) error) error {
 	ctx, cancel := db.queryContext(ctx)
 	defer cancel()
 	for {
-		c, dialled, err := db.pool.acquire(ctx)
+		c, dialled, err := db.pool.acquire(ctx, user)
 		if err != nil {
 			return err
 		}
-		err = do(ctx, c)
+		if err = c.discardPast(ctx); err == nil {
+			err = do(ctx, c)
+		}
 		lost := c.pg.IsClosed()
 		if lost {
 			db.pool.discard(c)

@@ -27,6 +27,8 @@ type description struct {
 	formats []int16
 	schema  *arrow.Schema
 	text    map[int]string // columns asked for as text, and why
+	// traces and lingers are what the statement's text says of the session after it.
+	traces, lingers bool
 }
 
 // same reports whether the server still describes the statement in this way.
@@ -35,10 +37,10 @@ func (d *description) same(now *pgconn.StatementDescription) bool {
 }
 
 // newDescription plans every column. Types must be known to p by now.
-func newDescription(sd *pgconn.StatementDescription, p planner, text map[int]string) *description {
+func newDescription(sql string, sd *pgconn.StatementDescription, p planner, text map[int]string) *description {
 	d := &description{
 		stmt:   &pgconn.StatementDescription{Fields: sd.Fields, ParamOIDs: sd.ParamOIDs},
-		params: sd.ParamOIDs, text: text,
+		params: sd.ParamOIDs, text: text, traces: leavesTraces(sql), lingers: lingers(sql),
 	}
 	var fields []arrow.Field
 	for i, f := range sd.Fields {
@@ -52,12 +54,12 @@ func newDescription(sd *pgconn.StatementDescription, p planner, text map[int]str
 }
 
 // withText is d with one more column as text.
-func (d *description) withText(col int, why string, p planner) *description {
+func (d *description) withText(sql string, col int, why string, p planner) *description {
 	text := map[int]string{col: why}
 	for i, w := range d.text {
 		text[i] = w
 	}
-	return newDescription(d.stmt, p, text)
+	return newDescription(sql, d.stmt, p, text)
 }
 
 // descriptions keeps the latest used, by statement text.
@@ -131,7 +133,7 @@ func (db *database) describe(ctx context.Context, c *conn, sql string) (*descrip
 	if err := db.types.load(ctx, c, oids); err != nil {
 		return nil, err
 	}
-	desc := newDescription(sd, db.planner(), nil)
+	desc := newDescription(sql, sd, db.planner(), nil)
 	db.descs.put(sql, desc)
 	return desc, nil
 }

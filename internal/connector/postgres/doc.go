@@ -8,8 +8,7 @@
 // # How a query runs
 //
 // A statement that was described before is one round trip: BEGIN READ ONLY, Parse,
-// Describe, Bind, Execute, then, behind the result, ROLLBACK and DISCARD ALL, all in one
-// write. The first time, a Parse and Describe goes ahead, since the formats in which
+// Describe, Bind, Execute and ROLLBACK in one write, answered in one. The first time, a Parse and Describe goes ahead, since the formats in which
 // the columns are asked for depend on their types. Descriptions are kept per database;
 // nothing is kept in the server's session, so nothing there can be tampered with.
 //
@@ -21,6 +20,21 @@
 // small one, and a large one once that has been full. Out of the large one, rows are
 // decoded by the column (wire, block); the library's row reader does the rest: the
 // first row, rows larger than the buffer, and everything that is not a row.
+//
+// # What a session keeps
+//
+// A rollback undoes what a query did to its session: settings, temporary tables, cursors,
+// LISTEN. It leaves prepared statements, advisory locks and cached plans: the session's
+// past. DISCARD ALL undoes those, and costs the server more than a short query does.
+// So a session passes from one user to another only after DISCARD ALL, which then goes
+// ahead of the query, in the same write. The same user's queries may follow each other
+// after the rollback alone, while the past is younger than 100 ms; older, it is discarded
+// as another user's is. A connection that has been idle with a past for 100 ms is reset
+// then. The user is a name that the service gives with each request
+// (connector.UserAware); queries without one are each another user's, and are followed by
+// DISCARD ALL at once, as are those on a writable source, those that failed, and those
+// whose text speaks of advisory locks or PREPARE. After what not even DISCARD ALL brings
+// back (setseed, LOAD) the connection is closed.
 //
 // # Types
 //

@@ -22,7 +22,7 @@ func (c *connection) GetTableTypes(context.Context) (array.RecordReader, error) 
 // GetInfo tells about server and connector. Codes that it does not know are left out.
 func (c *connection) GetInfo(ctx context.Context, codes []adbc.InfoCode) (array.RecordReader, error) {
 	version := ""
-	err := c.db.withConn(ctx, func(_ context.Context, conn *conn) error {
+	err := c.db.withConn(ctx, nobody, func(_ context.Context, conn *conn) error {
 		version = conn.pg.ParameterStatus("server_version")
 		return nil
 	})

@@ -68,7 +68,7 @@ func refArgs(ref *memberapi.TableRef) []*string {
 // list runs a query and turns its rows into a batch.
 func (db *database) list(ctx context.Context, schema *arrow.Schema, sql string, row func([]*string) []any, args ...*string) (arrow.RecordBatch, error) {
 	var rows [][]any
-	err := db.withConn(ctx, func(ctx context.Context, c *conn) error {
+	err := db.withConn(ctx, nobody, func(ctx context.Context, c *conn) error {
 		var given []any
 		for _, a := range args {
 			given = append(given, a)

@@ -10,7 +10,7 @@ import (
 // GetObjects lists the one catalog that the connection reaches, down to depth.
 func (c *connection) GetObjects(ctx context.Context, depth adbc.ObjectDepth, catalog, dbSchema, tableName, columnName *string, tableType []string) (array.RecordReader, error) {
 	o := &objects{filter: tableFilter{catalog, dbSchema, tableName, tableType}, column: columnName, depth: depth}
-	if err := c.db.withConn(ctx, o.read); err != nil {
+	if err := c.db.withConn(ctx, nobody, o.read); err != nil {
 		return nil, err
 	}
 	return newRecordReader(adbc.GetObjectsSchema, o.tree())

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,25 +27,32 @@ type pool struct {
 	mu     sync.Mutex
 	idle   []*conn
 	closed bool
-	reaper *time.Timer    // set while there are idle connections
-	busy   sync.WaitGroup // tokens taken
+	reaper *time.Timer // set while there are idle connections
+	// sweeper runs while there are idle connections with a past.
+	sweeper  *time.Timer
+	sweeping bool
+	busy     sync.WaitGroup // tokens taken
 }
 
 func newPool(cfg *config) *pool {
 	p := &pool{cfg: cfg, slots: make(chan struct{}, cfg.maxConns)}
+	p.sweeper = time.AfterFunc(time.Hour, p.sweep)
+	p.sweeper.Stop()
 	p.life, p.cancel = context.WithCancel(context.Background())
 	return p
 }
 
-// acquire returns a connection for one query, waiting if all are in use. dialled is
-// how long it took to make it, 0 for a pooled one. The caller gives it back with
-// release or discard.
-func (p *pool) acquire(ctx context.Context) (c *conn, dialled time.Duration, err error) {
+// acquire returns a connection for one query of a user, waiting if all are in use. ""
+// is a user who is never the same as the one before. dialled is how long it took to make
+// it, 0 for a pooled one. The caller gives it back with release or discard.
+func (p *pool) acquire(ctx context.Context, user string) (c *conn, dialled time.Duration, err error) {
 	if err := p.enter(ctx); err != nil {
 		return nil, 0, err
 	}
-	for c := p.pop(); c != nil; c = p.pop() {
+	now := time.Now()
+	for c := p.pop(user, now); c != nil; c = p.pop(user, now) {
 		if c.ready() {
+			c.unclean = !c.suits(user, now)
 			return c, 0, nil
 		}
 		c.kill()
@@ -94,19 +102,28 @@ func (p *pool) errClosed() error {
 	return errs.New(errs.Unavailable, "%s is closed", p.cfg.object).WithStep(errs.StepConnect).On(p.cfg.object, "")
 }
 
-func (p *pool) pop() *conn {
+// pop takes out the connection given back last of those that suit the user, or else
+// of all.
+func (p *pool) pop(user string, now time.Time) *conn {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.idle) == 0 {
+	last := len(p.idle) - 1
+	if last < 0 {
 		return nil
 	}
-	c := p.idle[len(p.idle)-1]
-	p.idle[len(p.idle)-1] = nil
-	p.idle = p.idle[:len(p.idle)-1]
+	at := last
+	for at >= 0 && !p.idle[at].suits(user, now) {
+		at--
+	}
+	if at < 0 {
+		at = last
+	}
+	c := p.idle[at]
+	p.idle = slices.Delete(p.idle, at, at+1)
 	return c
 }
 
-// release gives a connection back whose session is being reset.
+// release gives a connection back whose session is being reset, or has a past.
 func (p *pool) release(c *conn) {
 	c.in.rest()
 	c.idleSince = time.Now()
@@ -116,6 +133,10 @@ func (p *pool) release(c *conn) {
 		p.idle = append(p.idle, c)
 		if p.reaper == nil {
 			p.reaper = time.AfterFunc(idleTimeout, p.reap)
+		}
+		if !c.past.IsZero() && !p.sweeping {
+			p.sweeping = true
+			p.sweeper.Reset(maxPast)
 		}
 	}
 	p.mu.Unlock()
@@ -153,6 +174,34 @@ func (p *pool) reap() {
 	}
 }
 
+// sweep has the sessions reset that have been idle with a past for long enough. It
+// writes a few bytes to connections on which nothing else is under way, so it may do
+// that under the lock.
+func (p *pool) sweep() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.sweeping = false; p.closed {
+		return
+	}
+	now, next := time.Now(), time.Duration(0)
+	for _, c := range p.idle {
+		if c.past.IsZero() {
+			continue
+		}
+		if left := maxPast - now.Sub(c.idleSince); left > 0 {
+			if next == 0 || left < next {
+				next = left
+			}
+			continue
+		}
+		c.beginReset()
+	}
+	if next > 0 {
+		p.sweeping = true
+		p.sweeper.Reset(next)
+	}
+}
+
 // close cancels what runs, ends every connection and waits until they are gone.
 func (p *pool) close() error {
 	p.mu.Lock()
@@ -163,6 +212,7 @@ func (p *pool) close() error {
 		p.reaper.Stop()
 		p.reaper = nil
 	}
+	p.sweeper.Stop()
 	p.mu.Unlock()
 	p.cancel()
 	for _, c := range idle {

@@ -32,8 +32,11 @@ func (m *columnMisfit) Error() string { return m.what }
 // run is one execution of a statement on one connection, for one parameter row or several.
 //
 // What it sends comes in groups that each end in a Sync. The first holds BEGIN where
-// there is a transaction, Parse, Describe and the first Binds and Executes; behind the
-// last one, in the same write where the source is read-only, goes the session's reset.
+// there is a transaction, Parse, Describe and the first Binds and Executes. Where the
+// user's next query may see what a rollback leaves (keeps), the last group ends in
+// ROLLBACK; elsewhere a group that resets the session follows it, in the same write where
+// the source is read-only. The server skips the rest of a group after an error: settle
+// then sends what ends the transaction.
 type run struct {
 	db     *database
 	c      *conn
@@ -44,6 +47,7 @@ type run struct {
 	// ownsParams is set once a reader has the run, which closes them then.
 	ownsParams bool
 	ctx        context.Context
+	started    time.Time
 	stop       func() bool // ends the watch over ctx
 	p          *pgconn.Pipeline
 	cols       []column
@@ -53,6 +57,9 @@ type run struct {
 	pending  int                  // results of this group that are to come
 	open     bool                 // a group's Sync is to come
 	last     bool                 // the last group was sent
+	user     string               // whose query it is
+	keeps    bool                 // the session keeps its past for the user
+	cleaning bool                 // a group that discards another user's past was sent
 	inTx     bool                 // BEGIN was sent
 	resetOut bool                 // the reset was sent
 	answered bool                 // the server has answered anything
@@ -64,8 +71,10 @@ type run struct {
 }
 
 // begin sends the first group. The connection is the run's from now on.
-func (db *database) begin(ctx context.Context, c *conn, sql string, desc *description, params *binder) (*run, error) {
-	x := &run{db: db, c: c, desc: desc, sql: sql, params: params, ctx: ctx, affected: -1}
+func (db *database) begin(ctx context.Context, c *conn, user, sql string, desc *description, params *binder) (*run, error) {
+	x := &run{db: db, c: c, user: user, desc: desc, sql: sql, params: params, ctx: ctx, affected: -1}
+	x.keeps = db.cfg.readOnly && user != "" && !desc.lingers
+	x.cols = make([]column, 0, len(desc.columns))
 	for _, pl := range desc.columns {
 		x.cols = append(x.cols, pl.col())
 	}
@@ -91,11 +100,14 @@ func (x *run) sendGroup(first bool) error {
 		x.p.SendQueryStatement(x.desc.stmt, r.values, r.formats, x.desc.formats)
 	}
 	x.pending, x.open, x.last = len(rows), true, last
-	if last && x.inTx && !x.db.cfg.readOnly {
+	switch {
+	case last && x.keeps:
+		x.p.SendQueryParams("rollback", nil, nil, nil, nil)
+	case last && x.inTx && !x.db.cfg.readOnly:
 		x.p.SendQueryParams("commit", nil, nil, nil, nil)
 	}
 	x.p.SendPipelineSync()
-	if last && x.db.cfg.readOnly {
+	if last && x.db.cfg.readOnly && !x.keeps {
 		x.sendReset()
 	}
 	return x.p.Flush()
@@ -105,6 +117,11 @@ func (x *run) sendGroup(first bool) error {
 // prepared one could be replaced by the statement of a malicious user. A single
 // execution on a writable source is a transaction without it.
 func (x *run) sendPreamble(single bool) {
+	if x.c.unclean {
+		x.p.SendQueryParams(discardAll, nil, nil, nil, nil)
+		x.p.SendPipelineSync()
+		x.cleaning = true
+	}
 	switch {
 	case x.db.cfg.readOnly:
 		x.p.SendQueryParams("begin read only", nil, nil, nil, nil)
@@ -119,16 +136,37 @@ func (x *run) sendPreamble(single bool) {
 // sendReset ends the transaction, if one is open, and brings the session back to where
 // it was at sign-in. The answer is read when the connection is used again.
 func (x *run) sendReset() {
-	if x.db.cfg.readOnly || x.c.pg.TxStatus() != 'I' {
+	if x.db.cfg.readOnly && !x.keeps || x.c.pg.TxStatus() != 'I' {
 		x.p.SendQueryParams("rollback", nil, nil, nil, nil)
 	}
-	x.p.SendQueryParams("discard all", nil, nil, nil, nil)
+	x.p.SendQueryParams(discardAll, nil, nil, nil, nil)
 	x.p.SendPipelineSync()
 	x.resetOut = true
 }
 
+// readCleaning reads the answer to the reset that went ahead. That it fails is no error
+// of the query's, and ends the connection.
+func (x *run) readCleaning() error {
+	for range 2 {
+		if _, err := x.p.GetResults(); err != nil {
+			var pgErr *pgconn.PgError
+			if errors.As(err, &pgErr) {
+				return fmt.Errorf("reset the session: %v", err)
+			}
+			return err
+		}
+	}
+	x.c.forget()
+	return nil
+}
+
 // readPreamble reads the answers to BEGIN and Parse.
 func (x *run) readPreamble() error {
+	if x.cleaning {
+		if err := x.readCleaning(); err != nil {
+			return err
+		}
+	}
 	if x.inTx {
 		if _, err := x.results(); err != nil {
 			return err
@@ -324,12 +362,35 @@ func (x *run) end(err error) {
 	}
 	x.learn(err)
 	untouched := x.stop()
-	if untouched && !leavesTraces(x.sql) && x.settle(err) == nil {
-		x.c.resetting = x.p
+	if untouched && !x.leavesTraces() && x.settle(err) == nil && x.handOver() == nil {
 		x.c.pool.release(x.c)
 		return
 	}
 	x.c.pool.discard(x.c)
+}
+
+func (x *run) leavesTraces() bool {
+	if x.desc == nil {
+		return leavesTraces(x.sql)
+	}
+	return x.desc.traces
+}
+
+// handOver leaves the connection to its next user: with the answer to a reset to be
+// read, or else with a past.
+func (x *run) handOver() error {
+	switch {
+	case x.describing: // nothing was run
+		return nil
+	case x.resetOut:
+		x.c.resetting = x.p
+		x.c.forget()
+		return nil
+	}
+	if x.c.past.IsZero() {
+		x.c.past, x.c.user = x.started, x.user
+	}
+	return x.p.Close()
 }
 
 // learn remembers that a column has values that its type does not hold.
@@ -340,7 +401,7 @@ func (x *run) learn(err error) {
 	}
 	if _, already := x.desc.text[m.col]; !already {
 		x.learnt = true
-		x.db.descs.put(x.sql, x.desc.withText(m.col, m.what, x.db.planner()))
+		x.db.descs.put(x.sql, x.desc.withText(x.sql, m.col, m.what, x.db.planner()))
 	}
 }
 
@@ -362,7 +423,10 @@ func (x *run) settle(err error) error {
 			return errors.New("no end of the group")
 		}
 	}
-	if x.resetOut || x.describing {
+	switch {
+	case x.resetOut, x.describing:
+		return nil
+	case err == nil && x.keeps && x.c.pg.TxStatus() == 'I':
 		return nil
 	}
 	x.sendReset()

@@ -15,7 +15,14 @@ import (
 // runAny runs a statement whatever comes of it.
 func runAny(t *testing.T, db *database, sql string) error {
 	t.Helper()
-	_, _, err := collect(testContext(t), newStatement(t, db, sql))
+	return runAs(t, db, nobody, sql)
+}
+
+func runAs(t *testing.T, db *database, user, sql string) error {
+	t.Helper()
+	st := newStatement(t, db, sql)
+	st.user = user
+	_, _, err := collect(testContext(t), st)
 	return err
 }
 
@@ -57,24 +64,26 @@ func TestReadOnlyRefusesWrites(t *testing.T) {
 		"select * into made from victim", "create materialized view made as select 1",
 		"vacuum victim",
 	}
-	for _, sql := range tricks {
-		if err := runAny(t, db, sql); err == nil {
-			t.Errorf("accepted: %s", sql)
+	for _, user := range []string{nobody, "a"} {
+		for _, sql := range tricks {
+			if err := runAs(t, db, user, sql); err == nil {
+				t.Errorf("accepted: %s", sql)
+			}
 		}
-	}
-	// These may succeed, and must not open the door for what comes after.
-	openers := []string{
-		"set transaction read write", "set session characteristics as transaction read write",
-		"set default_transaction_read_only to off", "select default_off()", "commit", "rollback", "end",
-		"commit and chain", "rollback and chain", "abort", "begin", "start transaction read write",
-		"begin read write", "savepoint a", "set role app", "reset all", "discard all", "deallocate all",
-		"select lo_create(0)", // the server allows it: only the rollback undoes it
-	}
-	for _, sql := range openers {
-		_ = runAny(t, db, sql)
-		for _, write := range []string{"insert into victim values (11)", "select turn_and_write()"} {
-			if err := runAny(t, db, write); err == nil {
-				t.Errorf("accepted after %q: %s", sql, write)
+		// These may succeed, and must not open the door for what comes after.
+		openers := []string{
+			"set transaction read write", "set session characteristics as transaction read write",
+			"set default_transaction_read_only to off", "select default_off()", "commit", "rollback", "end",
+			"commit and chain", "rollback and chain", "abort", "begin", "start transaction read write",
+			"begin read write", "savepoint a", "set role app", "reset all", "discard all", "deallocate all",
+			"select lo_create(0)", // the server allows it: only the rollback undoes it
+		}
+		for _, sql := range openers {
+			_ = runAs(t, db, user, sql)
+			for _, write := range []string{"insert into victim values (11)", "select turn_and_write()"} {
+				if err := runAs(t, db, user, write); err == nil {
+					t.Errorf("accepted after %q: %s", sql, write)
+				}
 			}
 		}
 	}
@@ -109,20 +118,23 @@ func TestSessionDoesNotLeak(t *testing.T) {
 		{"set role pg_monitor", "select current_user::text", "app"},
 		{"select setseed(0.5)", "select (random() between 0.2499 and 0.2500)::text || random()", ""},
 	}
-	for _, readOnly := range []bool{true, false} {
-		t.Run(fmt.Sprint("readOnly=", readOnly), func(t *testing.T) {
-			db := openSource(t, s, func(src *memberapi.Source) { src.ReadOnly = readOnly })
+	for _, c := range []struct {
+		readOnly    bool
+		first, next string // users
+	}{{true, nobody, nobody}, {false, nobody, nobody}, {true, "a", "b"}, {false, "a", "a"}} {
+		t.Run(fmt.Sprintf("readOnly=%t,%s,%s", c.readOnly, c.first, c.next), func(t *testing.T) {
+			db := openSource(t, s, func(src *memberapi.Source) { src.ReadOnly = c.readOnly })
 			var backend string
 			for _, p := range probes {
-				backend = queryValue(t, db, "select pg_backend_pid()")
-				_ = runAny(t, db, p.leave)
+				backend = valueAs(t, db, c.first, "select pg_backend_pid()")
+				_ = runAs(t, db, c.first, p.leave)
 				if p.want == "" {
 					continue
 				}
-				if got := queryValue(t, db, p.look); got != p.want {
+				if got := valueAs(t, db, c.next, p.look); got != p.want {
 					t.Errorf("after %q: %s = %s, want %s", p.leave, p.look, got, p.want)
 				}
-				if now := queryValue(t, db, "select pg_backend_pid()"); now != backend {
+				if now := valueAs(t, db, c.next, "select pg_backend_pid()"); now != backend {
 					t.Errorf("after %q: the connection was not reused, so nothing was shown", p.leave)
 				}
 			}

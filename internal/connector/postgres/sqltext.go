@@ -54,3 +54,10 @@ func skipComment(s string) string {
 func leavesTraces(sql string) bool {
 	return firstWord(sql) == "load" || strings.Contains(strings.ToLower(sql), "setseed")
 }
+
+// lingers reports whether a statement is likely to leave what a rollback does not undo,
+// so that the session is reset at once. What a function does in secret is undone later.
+func lingers(sql string) bool {
+	lower := strings.ToLower(sql)
+	return strings.Contains(lower, "advisory") || strings.Contains(lower, "prepare")
+}

@@ -18,6 +18,7 @@ import (
 // statement is one SQL statement. Like its ADBC contract, it serves one goroutine.
 type statement struct {
 	db     *database
+	user   string // see connection
 	sql    string
 	params binder
 	desc   *description // since Prepare
@@ -65,7 +66,7 @@ func (s *statement) Prepare(ctx context.Context) error {
 	if err := s.check(); err != nil {
 		return err
 	}
-	return s.db.withConn(ctx, func(ctx context.Context, c *conn) (err error) {
+	return s.db.withConn(ctx, s.user, func(ctx context.Context, c *conn) (err error) {
 		s.desc, err = s.db.describe(ctx, c, s.sql)
 		return err
 	})
@@ -172,7 +173,7 @@ func (s *statement) attempts(ctx context.Context, consume func(*run, context.Can
 // attempt runs the statement once. again asks for another attempt, if there may be one.
 func (s *statement) attempt(ctx context.Context, params *binder, more bool, consume func(*run, context.CancelFunc) error) (x *run, again bool, err error) {
 	ctx, cancel := s.db.queryContext(ctx)
-	c, dialled, err := s.db.pool.acquire(ctx)
+	c, dialled, err := s.db.pool.acquire(ctx, s.user)
 	if err != nil {
 		cancel()
 		return nil, false, err
@@ -180,7 +181,7 @@ func (s *statement) attempt(ctx context.Context, params *binder, more bool, cons
 	s.connect += dialled
 	start := time.Now()
 	x, err = s.start(ctx, c, params)
-	x.pooled = dialled == 0
+	x.pooled, x.started = dialled == 0, start
 	if err == nil {
 		err = consume(x, cancel)
 	}
@@ -201,13 +202,21 @@ func (s *statement) attempt(ctx context.Context, params *binder, more bool, cons
 func (s *statement) start(ctx context.Context, c *conn, params *binder) (*run, error) {
 	desc := s.db.descs.get(s.sql)
 	if desc == nil || !s.db.cfg.readOnly {
-		now, err := s.db.describe(ctx, c, s.sql)
+		now, err := s.describe(ctx, c)
 		if err != nil {
 			return &run{db: s.db, c: c, sql: s.sql, ctx: ctx, stop: func() bool { return true }, describing: true}, err
 		}
 		desc = now
 	}
-	return s.db.begin(ctx, c, s.sql, desc, params)
+	return s.db.begin(ctx, c, s.user, s.sql, desc, params)
+}
+
+// describe describes the statement in a session without another user's past.
+func (s *statement) describe(ctx context.Context, c *conn) (*description, error) {
+	if err := c.discardPast(ctx); err != nil {
+		return nil, err
+	}
+	return s.db.describe(ctx, c, s.sql)
 }
 
 // again decides about another attempt after an error before the first batch, and

@@ -57,7 +57,7 @@ func (db *database) Tables(ctx context.Context, req memberapi.MetadataRequest) (
 	filter := tableFilter{req.Catalog, req.SchemaPattern, req.TablePattern, req.TableTypes}
 	var tables [][]*string
 	var schemas map[string]*arrow.Schema
-	err := db.withConn(ctx, func(ctx context.Context, c *conn) (err error) {
+	err := db.withConn(ctx, nobody, func(ctx context.Context, c *conn) (err error) {
 		tables, err = c.query(ctx, "select pg_catalog.current_database(), t.nspname, t.relname, t.kind, t.oid"+tablesFrom+
 			" order by t.kind, t.nspname, t.relname", filter.args()...)
 		if err == nil && req.IncludeSchema {
