@@ -39,6 +39,7 @@ type vnet struct {
 	checked  time.Time // when it was last built
 	text     string    // the rules that belong to goal, ports and nats
 	stale    bool      // text must be compiled anew
+	revoking bool      // rules changed, and flows that they deny may have to be cut
 	problems []hostnet.Problem
 }
 
@@ -70,17 +71,21 @@ func (v *vnet) object() string { return string(core.KindVirtualNetwork) + "/" + 
 
 // set makes the virtual network and its ports equal to the goal and to v.ports.
 func (v *vnet) set(ctx context.Context, goal core.GoalVNet) {
-	rebuilt := false
-	if !v.ready || v.n.due(v.checked) || !reflect.DeepEqual(v.goal, goal) {
-		v.goal, v.problems, v.stale, rebuilt = cloneVNet(goal), nil, true, true
+	prune := v.stale
+	if !reflect.DeepEqual(rulesOf(v.goal), rulesOf(goal)) {
+		v.revoking = true
+	}
+	if !v.ready || v.n.due(v.checked) || !reflect.DeepEqual(withoutRules(v.goal), withoutRules(goal)) {
+		v.goal, v.problems, v.stale, prune = cloneVNet(goal), nil, true, true
 		if err := v.build(ctx); err != nil {
 			v.problem(v.object(), machineError("making virtual network "+v.goal.Name, err))
 			v.ready = false
 			return
 		}
 		v.ready, v.checked = len(v.problems) == 0, time.Now()
+	} else if v.revoking {
+		v.goal, v.stale = cloneVNet(goal), true
 	}
-	prune := rebuilt || v.stale
 	v.finish(ctx)
 	if prune {
 		if err := v.prune(); err != nil {
@@ -165,7 +170,7 @@ func (v *vnet) answer() {
 			continue
 		}
 		if e != nil {
-			e.shut()
+			e.remove()
 			delete(v.endpoints, g.UID)
 		}
 		e, err := v.n.openEndpoint(v.at, g)
@@ -177,7 +182,7 @@ func (v *vnet) answer() {
 	}
 	for uid, e := range v.endpoints {
 		if !wanted[uid] {
-			e.shut()
+			e.remove()
 			delete(v.endpoints, uid)
 		}
 	}
@@ -237,6 +242,11 @@ func (v *vnet) finish(ctx context.Context) {
 	}
 	work.Wait()
 	v.bind(rules)
+	if rules == nil && v.revoking {
+		err := v.revoke()
+		v.problem(v.object(), err)
+		v.revoking, v.ready = err != nil, v.ready && err == nil
+	}
 }
 
 // bind notes which ports the rules know. If new rules are refused, the old ones stay in
@@ -266,6 +276,9 @@ func (v *vnet) applyRules(ctx context.Context) error {
 		return nil
 	}
 	err := v.rules.apply(ctx, v.text)
+	if err == nil {
+		err = v.at.do(func() error { return writeAll(strictTracking) })
+	}
 	if err != nil {
 		v.stale = true
 	}
@@ -350,6 +363,13 @@ func (v *vnet) close() {
 func cloneVNet(g core.GoalVNet) core.GoalVNet {
 	g.AddressSpace, g.Subnets = slices.Clone(g.AddressSpace), slices.Clone(g.Subnets)
 	g.NSGs, g.NATGateways = slices.Clone(g.NSGs), slices.Clone(g.NATGateways)
+	g.ASGs, g.ServiceTags, g.NICs = slices.Clone(g.ASGs), slices.Clone(g.ServiceTags), slices.Clone(g.NICs)
+	for i := range g.ASGs {
+		g.ASGs[i].Addresses = slices.Clone(g.ASGs[i].Addresses)
+	}
+	for i := range g.ServiceTags {
+		g.ServiceTags[i].Prefixes = slices.Clone(g.ServiceTags[i].Prefixes)
+	}
 	g.Endpoints, g.Zones = slices.Clone(g.Endpoints), slices.Clone(g.Zones)
 	for i := range g.NSGs {
 		rules := slices.Clone(g.NSGs[i].Rules)
