@@ -172,10 +172,10 @@ func (c *Client) order(now time.Time, outcomes Outcomes) []int {
 	var up, down []int
 	for i, s := range c.states {
 		outcomes[i].Server = ServerName(c.opts.Servers[i].Address)
-		if since, ok := s.claim(now, c.opts.Timeout); ok {
+		if since, why, ok := s.claim(now, c.opts.Timeout); ok {
 			up = append(up, i)
 		} else {
-			outcomes[i].set(NotAsked, "not asked, it did not answer "+short(now.Sub(since))+" ago")
+			outcomes[i].set(NotAsked, "not asked again, "+short(now.Sub(since))+" ago: "+why)
 			down = append(down, i)
 		}
 	}
@@ -191,7 +191,7 @@ func (c *Client) askOne(ctx context.Context, i int, m *dns.Msg, o *Outcome) *dns
 		s.up(network)
 		err = verdict(got)
 	case resultOf(err) == Silent, resultOf(err) == Unreachable:
-		s.downUntil(time.Now(), c.opts.DownFor)
+		s.down(time.Now(), c.opts.DownFor, err.Error())
 	}
 	if got != nil {
 		o.Code, o.Why = extended(got)
@@ -250,6 +250,7 @@ func referral(m *dns.Msg) bool {
 type state struct {
 	mu       sync.Mutex
 	failed   time.Time // when it last did not answer; zero while it is up
+	why      string    // then
 	until    time.Time
 	tcpUntil time.Time // UDP was silent and TCP was not
 }
@@ -257,19 +258,20 @@ type state struct {
 // tcpFor is how long a server is asked over TCP alone after UDP did not get through.
 const tcpFor = 5 * time.Minute
 
-// claim reports whether the server is to be asked in its turn, else since when it is down.
+// claim reports whether the server is to be asked in its turn, else since when it is down
+// and why.
 // When its time is over, one question tries it while the others go on without it.
-func (s *state) claim(now time.Time, timeout time.Duration) (time.Time, bool) {
+func (s *state) claim(now time.Time, timeout time.Duration) (since time.Time, why string, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.failed.IsZero() {
-		return time.Time{}, true
+		return time.Time{}, "", true
 	}
 	if now.Before(s.until) {
-		return s.failed, false
+		return s.failed, s.why, false
 	}
 	s.until = now.Add(timeout)
-	return time.Time{}, true
+	return time.Time{}, "", true
 }
 
 func (s *state) up(network string) {
@@ -281,10 +283,10 @@ func (s *state) up(network string) {
 	}
 }
 
-func (s *state) downUntil(now time.Time, d time.Duration) {
+func (s *state) down(now time.Time, d time.Duration, why string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.failed, s.until = now, now.Add(d)
+	s.failed, s.until, s.why = now, now.Add(d), why
 }
 
 func (s *state) overTCP() bool {

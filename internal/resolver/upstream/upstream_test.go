@@ -227,15 +227,15 @@ func TestAServerThatIsDownIsAskedLast(t *testing.T) {
 	if got != "203.0.113.2" || first.udp.Load()+first.tcp.Load() != asked {
 		t.Errorf("got %s: %s; a server that is down was asked before the others", got, outcomes)
 	}
-	if !strings.HasPrefix(outcomes.String(), first.address+": not asked, it did not answer ") || outcomes[0].Result != NotAsked {
+	if !strings.HasPrefix(outcomes.String(), first.address+": not asked again, ") || !strings.Contains(outcomes.String(), " ago: no answer in 300ms; ") || outcomes[0].Result != NotAsked {
 		t.Errorf("outcomes: %s", outcomes)
 	}
-	c.states[0].downUntil(time.Now(), -time.Second) // its time is over
+	c.states[0].down(time.Now(), -time.Second, "x") // its time is over
 	if got, outcomes := ask(t, c); got != "203.0.113.1" {
 		t.Errorf("after its time: %s: %s", got, outcomes)
 	}
-	c.states[0].downUntil(time.Now(), time.Hour)
-	c.states[1].downUntil(time.Now(), time.Hour)
+	c.states[0].down(time.Now(), time.Hour, "x")
+	c.states[1].down(time.Now(), time.Hour, "x")
 	if got, outcomes := ask(t, c); got != "203.0.113.1" {
 		t.Errorf("all down: %s: %s", got, outcomes)
 	}
@@ -245,11 +245,11 @@ func TestAServerThatIsDownIsAskedLast(t *testing.T) {
 func TestOneQuestionTriesAServerAgain(t *testing.T) {
 	var s state
 	now := time.Unix(1000, 0)
-	claims := func(at time.Time) bool { _, ok := s.claim(at, 2*time.Second); return ok }
+	claims := func(at time.Time) bool { _, _, ok := s.claim(at, 2*time.Second); return ok }
 	if !claims(now) || !claims(now) {
 		t.Error("a server that is up is not for everyone")
 	}
-	s.downUntil(now, 30*time.Second)
+	s.down(now, 30*time.Second, "x")
 	got := []bool{claims(now), claims(now.Add(31 * time.Second)), claims(now.Add(31 * time.Second)), claims(now.Add(34 * time.Second))}
 	if d := cmp.Diff([]bool{false, true, false, true}, got); d != "" {
 		t.Error(d)
@@ -343,7 +343,7 @@ func TestAQuestionThatEnds(t *testing.T) {
 	if got != nil || len(outcomes) != 2 || outcomes[0].Result != Cut || outcomes[1].Result != NotAsked {
 		t.Errorf("%v, %s", got, outcomes)
 	}
-	if _, up := c.states[0].claim(time.Now(), 0); !up {
+	if _, _, up := c.states[0].claim(time.Now(), 0); !up {
 		t.Error("the server is taken for down")
 	}
 }
