@@ -3,7 +3,12 @@ package tunnel
 import (
 	"bufio"
 	"crypto/tls"
+	"errors"
+	"net"
+	"os"
 	"sync"
+	"syscall"
+	"time"
 )
 
 // Sizes of a data connection's buffers: requests are short, and of a long answer what a
@@ -13,18 +18,13 @@ const (
 	writeBuffer = 16 << 10
 )
 
-// dataConn is one data connection. Two goroutines share it in turns: its own, in serve,
-// which reads while nothing is expected and until the first byte of an answer, and the
-// requester's, which reads the answer.
+// dataConn is one data connection. Only a request reads from it: nobody watches while
+// it is idle, which would cost two more switches of goroutines for each request.
 type dataConn struct {
 	m    *member
 	conn *tls.Conn
 	r    *bufio.Reader
 	w    *bufio.Writer
-
-	busy  bool       // guarded by m.mu: a request has it
-	first chan error // from serve: the first byte of an answer is there, or why not
-	done  chan bool  // to serve: the requester is through; true if it can be used again
 
 	abortOnce sync.Once
 	gone      chan struct{} // closed by abort
@@ -33,11 +33,9 @@ type dataConn struct {
 func newDataConn(m *member, conn *tls.Conn) *dataConn {
 	return &dataConn{
 		m: m, conn: conn,
-		r:     bufio.NewReaderSize(conn, readBuffer),
-		w:     bufio.NewWriterSize(conn, writeBuffer),
-		first: make(chan error, 1),
-		done:  make(chan bool, 1),
-		gone:  make(chan struct{}),
+		r:    bufio.NewReaderSize(conn, readBuffer),
+		w:    bufio.NewWriterSize(conn, writeBuffer),
+		gone: make(chan struct{}),
 	}
 }
 
@@ -49,28 +47,52 @@ func (d *dataConn) abort() {
 	})
 }
 
-// serve watches the connection until it ends. A member that goes away is noticed while
-// its connection is idle; one that speaks without being asked loses the connection, since
-// the next request would take what it said for its answer.
+// serve keeps the connection in the member's pool until it ends.
 func (d *dataConn) serve() {
 	defer d.abort()
 	if !d.m.add(d) {
 		return
 	}
 	defer d.m.remove(d)
-	for {
-		_, err := d.r.Peek(1)
-		if d.m.removeIdle(d) {
-			return
-		}
-		d.first <- err
-		select {
-		case reusable := <-d.done:
-			if !reusable {
-				return
-			}
-		case <-d.gone:
-			return
-		}
+	<-d.gone
+}
+
+// quiet reports whether an idle connection can take a request: it is open, and the
+// member has said nothing unasked, which the request would take for its answer.
+func (d *dataConn) quiet() bool {
+	select {
+	case <-d.gone:
+		return false
+	default:
 	}
+	return d.nothingRead() && nothingCame(d.conn.NetConn())
+}
+
+// nothingRead looks at what was read from the socket already. A deadline in the past
+// keeps the look from going on to the socket.
+func (d *dataConn) nothingRead() bool {
+	if d.conn.SetReadDeadline(time.Unix(1, 0)) != nil {
+		return false
+	}
+	_, err := d.r.Peek(1)
+	return errors.Is(err, os.ErrDeadlineExceeded) && d.conn.SetReadDeadline(time.Time{}) == nil
+}
+
+// nothingCame looks at the socket, without waiting or taking anything.
+func nothingCame(conn net.Conn) bool {
+	sc, ok := conn.(syscall.Conn)
+	if !ok {
+		return true // a test's pipe
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return false
+	}
+	quiet := false
+	err = raw.Control(func(fd uintptr) {
+		var b [1]byte
+		_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		quiet = err == syscall.EAGAIN
+	})
+	return err == nil && quiet
 }

@@ -202,6 +202,9 @@ func (m *member) refusal() error {
 func (m *member) add(d *dataConn) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if len(m.conns) >= m.hub.opts.MaxData {
+		m.sweep()
+	}
 	if m.stopped || m.draining || len(m.conns) >= m.hub.opts.MaxData {
 		return false
 	}
@@ -213,12 +216,10 @@ func (m *member) add(d *dataConn) bool {
 // park gives a connection that is free to whoever waits longest, or keeps it. It needs m.mu.
 func (m *member) park(d *dataConn) {
 	if len(m.waiters) > 0 {
-		d.busy = true
 		m.waiters[0] <- grant{conn: d}
 		m.waiters = m.waiters[1:]
 		return
 	}
-	d.busy = false
 	m.idle = append(m.idle, d)
 }
 
@@ -242,15 +243,14 @@ func (m *member) remove(d *dataConn) {
 	m.forget(d)
 }
 
-// removeIdle forgets a connection, unless a request has just taken it.
-func (m *member) removeIdle(d *dataConn) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if d.busy {
-		return false
+// sweep breaks idle connections that the member has left. It needs m.mu.
+func (m *member) sweep() {
+	for _, d := range slices.Clone(m.idle) {
+		if !d.quiet() {
+			d.abort()
+			m.forget(d)
+		}
 	}
-	m.forget(d)
-	return true
 }
 
 // forget needs m.mu.

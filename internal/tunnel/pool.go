@@ -20,7 +20,6 @@ func (m *member) take(ctx context.Context) (*dataConn, error) {
 	if n := len(m.idle); n > 0 {
 		d := m.idle[n-1]
 		m.idle = m.idle[:n-1]
-		d.busy = true
 		m.grow()
 		m.mu.Unlock()
 		return d, nil
@@ -105,6 +104,7 @@ func (m *member) look(c *control) {
 	if m.control != c {
 		return
 	}
+	m.sweep()
 	if over := min(len(m.conns)-m.target, len(m.idle)); over > 0 {
 		for _, d := range m.idle[:over] {
 			d.abort()

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -33,7 +32,8 @@ func (rt roundTripper) RoundTrip(req *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 		x := &exchange{d: d, ctx: req.Context()}
-		if x.stale() {
+		if !d.quiet() {
+			x.finish(false)
 			continue // it broke while it was parked; nothing was sent
 		}
 		return x.do(req)
@@ -54,18 +54,6 @@ type exchange struct {
 	once   sync.Once
 }
 
-// stale reports whether the connection broke before the request.
-func (x *exchange) stale() bool {
-	select {
-	case <-x.d.first: // nothing was asked: whatever it is, it is not an answer
-	case <-x.d.gone:
-	default:
-		return false
-	}
-	x.finish(false)
-	return true
-}
-
 // finish gives the connection back, or breaks it. The first call counts.
 func (x *exchange) finish(reusable bool) {
 	x.once.Do(func() {
@@ -77,7 +65,6 @@ func (x *exchange) finish(reusable bool) {
 		} else {
 			x.d.abort()
 		}
-		x.d.done <- reusable
 	})
 }
 
@@ -85,7 +72,7 @@ func (x *exchange) finish(reusable bool) {
 func (x *exchange) do(req *http.Request) (*http.Response, error) {
 	x.unbind = context.AfterFunc(x.ctx, x.d.abort)
 	sent := x.send(req)
-	if err := x.firstByte(); err != nil {
+	if _, err := x.d.r.Peek(1); err != nil {
 		x.finish(false)
 		return nil, x.explain(ErrNoResponse, errors.Join(sent, err))
 	}
@@ -114,16 +101,6 @@ func (x *exchange) send(req *http.Request) error {
 		return err
 	}
 	return x.d.w.Flush()
-}
-
-// firstByte waits until an answer begins.
-func (x *exchange) firstByte() error {
-	select {
-	case err := <-x.d.first:
-		return err
-	case <-x.d.gone:
-		return net.ErrClosed
-	}
 }
 
 // head reads the answer's head, past interim ones.
