@@ -31,7 +31,7 @@ var kinds = []kind{
 	{"ApplicationSecurityGroup", "applicationsecuritygroups", []column{{"NAME", "name", nil}}},
 	{"ServiceTag", "servicetags", []column{{"NAME", "name", nil}, {"PREFIXES", "", count("prefixes")}}},
 	{"NATGateway", "natgateways", []column{{"NAME", "name", nil}, {"VNET", "vnet", nil}, {"PUBLIC ADDRESSES", "publicAddresses", nil}, {"IDLE TIMEOUT", "idleTimeout", nil}}},
-	{"PrivateDNSZone", "privatednszones", []column{{"NAME", "name", nil}, {"VNETS", "vnets", nil}}},
+	{"PrivateDNSZone", "privatednszones", []column{{"NAME", "name", nil}, {"ZONE", "zone", nil}, {"VNETS", "vnets", nil}, {"RECORDS", "", count("records")}}},
 	{"PrivateEndpoint", "privateendpoints", []column{{"NAME", "name", nil}, {"VNET", "vnet", nil}, {"SUBNET", "subnet", nil}, {"ADDRESS", "address", nil}, {"TARGET", "target", nil}, {"DNS NAME", "dnsName", nil}}},
 	{"Gateway", "gateways", []column{{"NAME", "name", nil}, {"VNET", "vnet", nil}, {"SUBNET", "subnet", nil}, {"STATE", "status.state", nil}, {"MEMBERS", "", count("status.members")}, {"AUTO-PAUSE", "autoPause", nil}, {"REASON", "status.reason", nil}}},
 	{"DataSource", "datasources", []column{{"NAME", "name", nil}, {"TYPE", "type", nil}, {"GATEWAY", "gateway", nil}, {"HOST", "parameters.host", nil}, {"DATABASE", "parameters.database", nil}}},
