@@ -285,7 +285,10 @@ func (v *vnet) applyRules(ctx context.Context) error {
 	return err
 }
 
-func (v *vnet) compile() (string, error) {
+func (v *vnet) compile() (string, error) { return policy.CompileVNet(v.input()) }
+
+// input is what the rules are made of.
+func (v *vnet) input() policy.VNetInput {
 	in := policy.VNetInput{VNet: v.goal, Resolvers: v.resolvers(), NATInterfaces: map[string]string{}}
 	for _, p := range v.ports {
 		in.Ports = append(in.Ports, policy.PortBinding{
@@ -298,7 +301,7 @@ func (v *vnet) compile() (string, error) {
 			in.NATInterfaces[g.goal.Name] = natInnerLink(uid)
 		}
 	}
-	return policy.CompileVNet(in)
+	return in
 }
 
 // prune removes from V what neither the goal nor a port nor a removal under way knows.
