@@ -20,9 +20,9 @@ type reader struct {
 	schema *arrow.Schema
 	cancel context.CancelFunc
 	first  arrow.RecordBatch // nil once it was given out
-	ahead  chan arrow.RecordBatch
-	err    error         // final once ahead is closed
-	done   chan struct{} // closed when the goroutine has ended
+	ahead  chan arrow.RecordBatch // nil if first is all there is, and so is done
+	err    error                  // final once ahead is closed
+	done   chan struct{}          // closed when the goroutine has ended
 	cur    arrow.RecordBatch
 	failed error // err as the consumer has met it
 }
@@ -31,14 +31,13 @@ var _ array.RecordReader = (*reader)(nil)
 
 // newReader streams what x gives after first. With end set there is nothing more, and x is over.
 func newReader(x *run, cancel context.CancelFunc, first arrow.RecordBatch, end bool) *reader {
-	r := &reader{schema: x.desc.schema, cancel: cancel, first: first, ahead: make(chan arrow.RecordBatch), done: make(chan struct{})}
+	r := &reader{schema: x.desc.schema, cancel: cancel, first: first}
 	r.refs.Store(1)
 	if end {
-		close(r.ahead)
-		close(r.done)
 		cancel()
 		return r
 	}
+	r.ahead, r.done = make(chan arrow.RecordBatch), make(chan struct{})
 	go r.pump(x)
 	return r
 }
@@ -113,6 +112,9 @@ func (r *reader) Next() bool {
 		r.cur, r.first = r.first, nil
 		return true
 	}
+	if r.ahead == nil {
+		return false
+	}
 	rec, ok := <-r.ahead
 	if !ok {
 		r.failed = r.err
@@ -144,7 +146,9 @@ func (r *reader) Release() {
 		return
 	}
 	r.cancel()
-	<-r.done
+	if r.done != nil {
+		<-r.done
+	}
 	r.dropCurrent()
 	if r.first != nil {
 		r.first.Release()

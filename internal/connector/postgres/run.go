@@ -149,8 +149,7 @@ func (x *run) sendReset() {
 func (x *run) readCleaning() error {
 	for range 2 {
 		if _, err := x.p.GetResults(); err != nil {
-			var pgErr *pgconn.PgError
-			if errors.As(err, &pgErr) {
+			if serverSaid(err) != nil {
 				return fmt.Errorf("reset the session: %v", err)
 			}
 			return err
@@ -188,11 +187,22 @@ func (x *run) readPreamble() error {
 
 func (x *run) results() (any, error) {
 	res, err := x.p.GetResults()
-	var pgErr *pgconn.PgError
-	if err == nil || errors.As(err, &pgErr) && !isGoodbye(pgErr) {
+	if err == nil {
+		x.answered = true
+	} else if pgErr := serverSaid(err); pgErr != nil && !isGoodbye(pgErr) {
 		x.answered = true
 	}
 	return res, err
+}
+
+// serverSaid is the server's own error in err, nil if there is none.
+func serverSaid(err error) *pgconn.PgError {
+	if err == nil {
+		return nil
+	}
+	var pgErr *pgconn.PgError
+	errors.As(err, &pgErr)
+	return pgErr
 }
 
 // isGoodbye reports whether the server ended the session for its own reasons, as it
@@ -395,8 +405,11 @@ func (x *run) handOver() error {
 
 // learn remembers that a column has values that its type does not hold.
 func (x *run) learn(err error) {
+	if err == nil || len(x.sql) > maxDescribedSQL {
+		return
+	}
 	var m *columnMisfit
-	if !errors.As(err, &m) || len(x.sql) > maxDescribedSQL {
+	if !errors.As(err, &m) {
 		return
 	}
 	if _, already := x.desc.text[m.col]; !already {
@@ -408,13 +421,12 @@ func (x *run) learn(err error) {
 // settle reads to the end of the present group after an error of the server's, and
 // sends the reset if it has not gone out.
 func (x *run) settle(err error) error {
-	var pgErr *pgconn.PgError
-	if err != nil && !errors.As(err, &pgErr) || x.c.pg.IsClosed() {
+	if err != nil && serverSaid(err) == nil || x.c.pg.IsClosed() {
 		return errors.New("not at a known point of the protocol")
 	}
 	for x.open {
 		res, err := x.p.GetResults()
-		if err != nil && !errors.As(err, &pgErr) {
+		if err != nil && serverSaid(err) == nil {
 			return err
 		}
 		if _, done := res.(*pgconn.PipelineSync); done {
