@@ -8,9 +8,10 @@
 // # How a query runs
 //
 // A statement that was described before is one round trip: BEGIN READ ONLY, Parse,
-// Describe, Bind, Execute and ROLLBACK in one write, answered in one. The first time, a Parse and Describe goes ahead, since the formats in which
-// the columns are asked for depend on their types. Descriptions are kept per database;
-// nothing is kept in the server's session, so nothing there can be tampered with.
+// Describe, Bind, Execute and ROLLBACK in one write, answered in one. The first time, a
+// Parse and Describe goes ahead, since the formats in which the columns are asked for
+// depend on their types. Descriptions are kept per database; nothing is kept in the
+// server's session, so nothing there can be tampered with: BEGIN is sent as text each time.
 //
 // A read-only source runs each statement in a transaction of its own, READ ONLY and
 // rolled back. With readOnly: false a statement is a transaction of its own, committed

@@ -19,7 +19,7 @@ type reader struct {
 	refs   atomic.Int64
 	schema *arrow.Schema
 	cancel context.CancelFunc
-	first  arrow.RecordBatch // nil once it was given out
+	first  arrow.RecordBatch      // nil once it was given out
 	ahead  chan arrow.RecordBatch // nil if first is all there is, and so is done
 	err    error                  // final once ahead is closed
 	done   chan struct{}          // closed when the goroutine has ended
