@@ -101,7 +101,7 @@ func TestResolve(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			r := newResolver(tt.servers, upstream.Options{Timeout: time.Second})
+			r := newResolver(tt.servers, upstream.Options{Timeout: 3 * time.Second})
 			addrs, err := r.Resolve(t.Context(), tt.host)
 			got := strings.Join(addrs, " ")
 			if err != nil {

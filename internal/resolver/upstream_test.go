@@ -102,7 +102,7 @@ func TestUpstreamsAreAskedInOrder(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			first, second := startUpstream(t, c.first), startUpstream(t, answering("203.0.113.2"))
-			s := start(t, Options{Config: Config{Zones: corpZones(), Servers: servers(first.address, second.address), Timeout: 300 * time.Millisecond}})
+			s := start(t, Options{Config: Config{Zones: corpZones(), Servers: servers(first.address, second.address), Timeout: 3 * time.Second}})
 			m := query(t, "udp", s.udp, question("www.example.org.", dns.TypeA))
 			if got := summary(m); got != c.want || !m.RecursionAvailable {
 				t.Errorf("got %s, want %s; recursion available: %v", got, c.want, m.RecursionAvailable)
@@ -123,9 +123,9 @@ func TestUpstreamsAreAskedInOrder(t *testing.T) {
 func TestNoServerAnswers(t *testing.T) {
 	t.Parallel()
 	dead, broken, closed := startUpstream(t, silent), startUpstream(t, failing(dns.RcodeServerFailure)), closedPort(t)
-	s := start(t, Options{Config: Config{Servers: servers(closed, dead.address, broken.address), Timeout: 200 * time.Millisecond}})
+	s := start(t, Options{Config: Config{Servers: servers(closed, dead.address, broken.address), Timeout: 3 * time.Second}})
 	got := query(t, "udp", s.udp, question("www.example.org.", dns.TypeA).SetEdns0(1232, false))
-	want := closed + ": nothing listens there (connection refused); " + dead.address + ": no answer in 200ms; " + broken.address + ": SERVFAIL"
+	want := closed + ": nothing listens there (connection refused); " + dead.address + ": no answer in 3s; " + broken.address + ": SERVFAIL"
 	if code, text := why(got); got.Rcode != dns.RcodeServerFailure || code != upstream.CodeServers || text != want {
 		t.Errorf("%s, %d %q, want %q", summary(got), code, text, want)
 	}

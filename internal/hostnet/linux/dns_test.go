@@ -1,9 +1,11 @@
 package linux
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -12,6 +14,7 @@ import (
 	"github.com/miekg/dns"
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/hostnet"
+	"github.com/sluice-gateway/sluice/internal/resolver/upstream"
 )
 
 // nameServer answers every name with one address in a namespace, over UDP and TCP.
@@ -197,5 +200,53 @@ func TestNetworksShareNoAnswers(t *testing.T) {
 			wantName(t, at, n, vn.UID, "orders.corp.internal.", fmt.Sprintf("10.20.1.%d", 4+i))
 			wantName(t, at, n, vn.UID, "www.example.org.", fmt.Sprintf("203.0.113.%d", i))
 		}
+	}
+}
+
+// TestAMembersOwnServers: a member asks a data source's servers from its own interface, and
+// its rules decide.
+func TestAMembersOwnServers(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	world := serveNames(t, l.world, labWorldAddr+":53", "203.0.113.7")
+	vn := corp("u1")
+	m := member(vn, 1, 1)
+	n := l.up()
+	cfg := hostnet.Config{VNets: []core.GoalVNet{vn}, Ports: []hostnet.Port{m}}
+	at := portOf(t, l.set(n, cfg), m)
+	ask := func(timeout time.Duration) (*dns.Msg, string) {
+		c := upstream.New(upstream.Options{
+			Servers: []upstream.Server{{Address: labWorldAddr + ":53"}}, Timeout: timeout,
+			Dial: func(ctx context.Context, network string, s upstream.Server) (c net.Conn, err error) {
+				f, err := os.Open(at)
+				if err != nil {
+					return nil, err
+				}
+				defer f.Close()
+				err = inside(f, func() (err error) {
+					c, err = new(net.Dialer).DialContext(ctx, network, s.Address)
+					return err
+				})
+				return c, err
+			},
+		})
+		got, outcomes := c.Ask(t.Context(), upstream.Question(dns.Question{Name: "far.example.", Qtype: dns.TypeA, Qclass: dns.ClassINET}, nil))
+		return got, outcomes.String()
+	}
+	if got, outcomes := ask(20 * time.Second); got == nil || len(got.Answer) != 1 {
+		t.Errorf("no answer: %s", outcomes)
+	}
+	if from := world.from.Load(); from != "udp "+labHostAddr {
+		t.Errorf("the server was asked from %v", from)
+	}
+	before := world.asked.Load()
+	denied := cloneVNet(vn)
+	denied.NSGs[0].Rules = append(denied.NSGs[0].Rules, core.SecurityRule{
+		Name: "no-dns", Priority: 200, Direction: core.Outbound, Access: core.Deny, Protocol: core.ProtocolAny, Destination: []string{"Internet"}, DestinationPorts: []string{"53"},
+	})
+	cfg.VNets = []core.GoalVNet{denied}
+	l.set(n, cfg)
+	if got, outcomes := ask(time.Second); got != nil || outcomes != labWorldAddr+": no answer in 1s" || world.asked.Load() != before {
+		t.Errorf("denied: %v, %s", got, outcomes)
 	}
 }
