@@ -16,7 +16,7 @@ const bucketsFrom = 200
 // maxCopies bounds how often the buckets repeat the rules, on average. Many rules for
 // any port beside many ports would fill the kernel: then neighbouring intervals share a
 // bucket, and in the end one bucket is left, which is the linear chain.
-const maxCopies = 8
+const maxCopies = 4
 
 // rulesOf writes the rules of one direction: one after the other or, past the threshold,
 // in buckets by destination port. Both give the same verdicts through the same rules.
@@ -40,12 +40,36 @@ func (c *vnetCompiler) threshold() int {
 
 // fitted makes the finest buckets that do not repeat the rules too often.
 func fitted(rules []nftRule, p core.Protocol) buckets {
+	most := maxCopies * len(rules)
+	tail := tailOf(rules, p)
 	for together := 1; ; together *= 2 {
-		b := bucketize(rules, p, together)
-		if len(b.lists) == 1 || b.size() <= maxCopies*len(rules) {
+		runs := intervals(rules[:tail], p, together)
+		if len(runs) > 1 && roughSize(rules[:tail], p, runs) > 4*most {
+			continue
+		}
+		b := bucketize(rules, p, tail, runs)
+		if len(b.lists) == 1 || b.size() <= most {
 			return b
 		}
 	}
+}
+
+// roughSize counts the rules of all intervals, before those with the same rules share a
+// list: what is far too much need not be made.
+func roughSize(rules []nftRule, p core.Protocol, runs []span) int {
+	n := 0
+	for _, r := range rules {
+		switch {
+		case !r.concerns(p):
+		case r.to == nil:
+			n += len(runs)
+		default:
+			for _, s := range r.to {
+				n += 1 + find(runs, s.hi) - find(runs, s.lo)
+			}
+		}
+	}
+	return n
 }
 
 // buckets splits the destination ports of one protocol into disjoint intervals; each
@@ -80,11 +104,10 @@ type entry struct {
 
 const maxPort = 1<<16 - 1
 
-// bucketize makes the buckets of a protocol. So many intervals that rules tell apart
-// stand together as one; intervals with the same rules share a list.
-func bucketize(rules []nftRule, p core.Protocol, together int) buckets {
-	out := buckets{protocol: p, tail: tailOf(rules, p)}
-	runs := intervals(rules[:out.tail], p, together)
+// bucketize makes the buckets of a protocol, one per run of ports. Runs with the same
+// rules share a list.
+func bucketize(rules []nftRule, p core.Protocol, tail int, runs []span) buckets {
+	out := buckets{protocol: p, tail: tail}
 	lists := make([]bucket, len(runs))
 	for i, r := range rules[:out.tail] {
 		if !r.concerns(p) {

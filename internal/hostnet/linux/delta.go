@@ -11,32 +11,40 @@ import (
 // member's coming or a rule's change touches little, and replacing a table would hold up
 // whatever else happens in the namespace until the kernel freed the old one. It declines
 // where only a replacement will do.
-func delta(from, to string) (commands string, ok bool) {
-	a, b := parseText(from), parseText(to)
-	if from == "" || from == to || a.rest != b.rest {
-		return "", false
+func delta(a, b tableText) (c change, ok bool) {
+	if a.rest != b.rest || a.rest == "" {
+		return c, false
 	}
-	var d deltaText
+	d := deltaText{touched: map[string]bool{}}
 	for _, key := range sortedKeys(b.sets) {
 		if !d.set(key, a.sets[key], b.sets[key]) {
-			return "", false
+			return c, false
 		}
 	}
 	for _, key := range sortedKeys(b.chains) {
 		if !d.chain(key, a.chains[key], b.chains[key]) {
-			return "", false
+			return c, false
 		}
 	}
 	if !d.gone(a, b) {
-		return "", false
+		return c, false
 	}
-	text := strings.Join(slices.Concat(d.make, d.empty, d.elements, d.rules, d.drop), "")
-	return text, text != ""
+	c = change{text: strings.Join(slices.Concat(d.make, d.empty, d.elements, d.rules, d.drop), ""), touched: d.touched}
+	return c, c.text != ""
+}
+
+// change is the commands for nft, and the chains and sets that they fill.
+type change struct {
+	text    string
+	touched map[string]bool
 }
 
 // deltaText collects commands by when they can be carried out: what is referred to
 // exists before, and goes after, what refers to it.
-type deltaText struct{ make, empty, elements, rules, drop []string }
+type deltaText struct {
+	make, empty, elements, rules, drop []string
+	touched                            map[string]bool
+}
 
 func say(list *[]string, format string, args ...any) {
 	*list = append(*list, fmt.Sprintf(format, args...)+"\n")
@@ -52,6 +60,9 @@ func (d *deltaText) set(key string, a, b *setText) bool {
 		return false
 	}
 	gone, added := beyond(a.elements, b.elements), beyond(b.elements, a.elements)
+	if len(gone)+len(added) > 0 {
+		d.touched[key] = true
+	}
 	if b.interval() && len(gone) > 0 {
 		say(&d.elements, "flush %s %s", b.what, key) // neighbours may have merged
 		gone, added = nil, b.elements
@@ -77,6 +88,7 @@ func (d *deltaText) chain(key string, a, b *chainText) bool {
 	default:
 		say(&d.empty, "flush chain %s", key)
 	}
+	d.touched[key] = true
 	for _, r := range b.rules {
 		say(&d.rules, "add rule %s %s", key, r)
 	}
@@ -106,7 +118,8 @@ func (d *deltaText) gone(a, b tableText) bool {
 // tableText is a ruleset's text, taken apart. Keys are "inet sluice members": family,
 // table and name.
 type tableText struct {
-	rest   string // what stands outside of sets and chains
+	tables map[string]string // name → family
+	rest   string            // what stands outside of sets and chains
 	sets   map[string]*setText
 	chains map[string]*chainText
 }
@@ -131,7 +144,7 @@ type chainText struct {
 // parseText reads rulesets in the form in which this project writes them: a rule is a
 // line, and elements stand one per line between "elements = {" and "}", or all on one.
 func parseText(text string) tableText {
-	out := tableText{sets: map[string]*setText{}, chains: map[string]*chainText{}}
+	out := tableText{tables: map[string]string{}, sets: map[string]*setText{}, chains: map[string]*chainText{}}
 	var rest strings.Builder
 	table := ""
 	var set *setText
@@ -163,6 +176,7 @@ func parseText(text string) tableText {
 			chain.rules = append(chain.rules, word)
 		case fields[0] == "table" && fields[len(fields)-1] == "{":
 			table = strings.Join(fields[1:3], " ")
+			out.tables[fields[2]] = fields[1]
 			rest.WriteString(line)
 		case fields[0] == "set", fields[0] == "map":
 			set = &setText{setHead: setHead{what: fields[0]}}

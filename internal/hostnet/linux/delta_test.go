@@ -31,21 +31,27 @@ func compiled(t *testing.T, g core.GoalVNet, ports ...hostnet.Port) string {
 	return text
 }
 
+// changes is delta on texts.
+func changes(from, to string) (string, bool) {
+	c, ok := delta(parseText(from), parseText(to))
+	return c.text, ok
+}
+
 func TestDelta(t *testing.T) {
 	g := corp("u1")
 	a, b := member(g, 1, 1), member(g, 2, 2)
 	one, two := compiled(t, g, a), compiled(t, g, a, b)
-	grown, ok := delta(one, two)
+	grown, ok := changes(one, two)
 	if !ok || strings.Count(grown, "add element inet sluice") != 3 || strings.Contains(grown, portLink(a.Key())) {
 		t.Errorf("a port more: %v\n%s", ok, grown)
 	}
-	shrunk, ok := delta(two, one)
+	shrunk, ok := changes(two, one)
 	if !ok || shrunk != strings.ReplaceAll(grown, "add element", "delete element") {
 		t.Errorf("a port less: %v\n%s", ok, shrunk)
 	}
 	denied := cloneVNet(g)
 	denied.NSGs[0].Rules[0].Access = core.Deny
-	changed, ok := delta(one, compiled(t, denied, a))
+	changed, ok := changes(one, compiled(t, denied, a))
 	if !ok || strings.Count(changed, "flush chain") != 1 || strings.Count(changed, "add rule") != 5 {
 		t.Errorf("another rule: %v\n%s", ok, changed)
 	}
@@ -53,7 +59,7 @@ func TestDelta(t *testing.T) {
 		"the same": one, "another hook": strings.ReplaceAll(one, "hook forward priority filter", "hook forward priority raw"),
 		"another table": strings.ReplaceAll(one, "sluice", "slice"), "a set of another type": strings.ReplaceAll(one, "type ifname\n", "type ipv4_addr\n"),
 	} {
-		if text, ok := delta(one, to); ok {
+		if text, ok := changes(one, to); ok {
 			t.Errorf("%s: delta gave\n%s", name, text)
 		}
 	}
@@ -80,7 +86,7 @@ func (l *lab) held(texts ...string) string {
 		}
 		now := nft(l.t, s.path, "-j", "list", "tables")
 		if table = cmp.Or(table, now); now != table {
-			change, _ := delta(texts[i-1], text)
+			change, _ := changes(texts[i-1], text)
 			l.t.Errorf("text %d replaced the table, so the kernel refused the change:\n%.20000s", i, change)
 		}
 		table = now
@@ -138,7 +144,7 @@ func TestRandomDeltas(t *testing.T) {
 			texts = append(texts, text)
 		}
 		for i, text := range texts[1:] {
-			if _, ok := delta(texts[i], text); !ok && text != texts[i] {
+			if _, ok := changes(texts[i], text); !ok && text != texts[i] {
 				t.Errorf("no delta to text %d", i+1)
 			}
 		}
@@ -166,7 +172,7 @@ func TestRulesAreCounted(t *testing.T) {
 	if err := r.apply(l.ctx(), text); err != nil {
 		t.Fatal(err)
 	}
-	if n := intended(text).total(); n < 20 {
+	if n := intended(parseText(text)).total(); n < 20 {
 		t.Errorf("counted %d rules only", n)
 	}
 	handle := strings.Fields(nft(t, l.world, "-a", "list", "chain", "inet", "sluice", "output"))
@@ -174,8 +180,19 @@ func TestRulesAreCounted(t *testing.T) {
 	if r.holds(text) {
 		t.Error("a rule is gone, and the ruleset counts as whole")
 	}
-	if err := r.verify(text); err == nil {
+	if err := r.verify(parseText(text), nil); err == nil {
 		t.Error("a rule is gone, and the count did not show it")
+	}
+	if err := r.apply(l.ctx(), text); err != nil {
+		t.Fatal(err)
+	}
+	nft(t, l.world, "delete", "element", "inet", "sluice", "virtual_network", "{ 10.20.0.0/16 }")
+	if err := r.verify(parseText(text), nil); err == nil || !contains(err.Error(), "0 of 1 elements of set inet sluice virtual_network") {
+		t.Errorf("an element is gone: %v", err)
+	}
+	nft(t, l.world, "add", "chain", "inet", "sluice", "another")
+	if err := r.verify(parseText(text), nil); err == nil || !contains(err.Error(), "chains") {
+		t.Errorf("a chain too many: %v", err)
 	}
 	if err := r.apply(l.ctx(), text+"nonsense\n"); err == nil || !strings.Contains(err.Error(), "nonsense") {
 		t.Errorf("nonsense was applied: %v", err)

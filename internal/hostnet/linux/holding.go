@@ -45,8 +45,8 @@ type holding struct {
 func newHolding() holding { return holding{rules: map[string]int{}, elements: map[string]int{}} }
 
 // intended counts what a text says.
-func intended(text string) holding {
-	h, t := newHolding(), parseText(text)
+func intended(t tableText) holding {
+	h := newHolding()
 	for key, s := range t.sets {
 		h.elements[key] = len(s.elements)
 	}
@@ -120,13 +120,14 @@ func (h holding) compare(kernel holding) string {
 	return ""
 }
 
-// verify reads back how many chains, rules and elements the kernel holds of each table in
-// text, and compares.
-func (r *ruleset) verify(text string) error {
-	want, tables := intended(text), tablesOf(text)
+// verify reads back how many chains, rules and elements the kernel holds of each table of
+// a text, and compares. After a change of what was verified before it is enough to count
+// what the change touched; nil stands for everything.
+func (r *ruleset) verify(goal tableText, touched map[string]bool) error {
+	want := intended(goal)
 	why := ""
 	for range 20 {
-		have, err := r.held(tables)
+		have, err := r.held(goal.tables, want, touched)
 		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 			return fmt.Errorf("reading back the rules: %w", err)
 		}
@@ -138,41 +139,37 @@ func (r *ruleset) verify(text string) error {
 	return fmt.Errorf("the kernel holds %s", why)
 }
 
-// tablesOf lists the tables that a text fills: name → family.
-func tablesOf(text string) map[string]string {
-	out := map[string]string{}
-	for line := range strings.Lines(text) {
-		if f := strings.Fields(line); len(f) == 4 && f[0] == "table" && f[3] == "{" {
-			out[f[2]] = f[1]
-		}
-	}
-	return out
-}
+// chainByChain is up to how many chains are read one by one, and not with all others.
+const chainByChain = 64
 
-// held counts what the kernel holds of tables.
-func (r *ruleset) held(tables map[string]string) (holding, error) {
+// held counts what the kernel holds of tables. What a change has not touched counts as
+// it was wanted, if it is there.
+func (r *ruleset) held(tables map[string]string, want holding, touched map[string]bool) (holding, error) {
 	h := newHolding()
-	key := func(m []byte, table, name uint16) (string, bool) {
-		t := textAttribute(m, table)
-		family, ok := tables[t]
-		return family + " " + t + " " + textAttribute(m, name), ok && familyOf(family) == m[0]
+	if touched == nil || len(touched) > chainByChain {
+		touched = nil
 	}
 	chains, err := r.ask(nftMsgGetChain, unix.NLM_F_DUMP)
 	if err != nil {
 		return h, err
 	}
 	for _, m := range chains {
-		if k, ours := key(m, attrChainTable, attrChainName); ours {
-			h.rules[k] += 0
+		k, ours := keyOf(tables, m, attrChainTable, attrChainName)
+		if !ours {
+			continue
+		}
+		h.rules[k] = 0
+		if touched != nil && !touched[k] {
+			h.rules[k] = want.rules[k]
+		} else if touched != nil {
+			if err := r.countRules(&h, tables, m); err != nil {
+				return h, err
+			}
 		}
 	}
-	rules, err := r.ask(nftMsgGetRule, unix.NLM_F_DUMP)
-	if err != nil {
-		return h, err
-	}
-	for _, m := range rules {
-		if k, ours := key(m, attrRuleTable, attrRuleChain); ours {
-			h.rules[k]++
+	if touched == nil {
+		if err := r.countRules(&h, tables, nil); err != nil {
+			return h, err
 		}
 	}
 	sets, err := r.ask(nftMsgGetSet, unix.NLM_F_DUMP)
@@ -180,13 +177,45 @@ func (r *ruleset) held(tables map[string]string) (holding, error) {
 		return h, err
 	}
 	for _, m := range sets {
-		if k, ours := key(m, attrSetTable, attrSetName); ours {
+		k, ours := keyOf(tables, m, attrSetTable, attrSetName)
+		if n, named := want.elements[k]; ours && named && touched != nil && !touched[k] {
+			h.elements[k] = n
+		} else if ours {
 			if err := r.countSet(&h, k, m); err != nil {
 				return h, err
 			}
 		}
 	}
 	return h, nil
+}
+
+// countRules counts the rules of one chain, or of all.
+func (r *ruleset) countRules(h *holding, tables map[string]string, chain []byte) error {
+	family, attrs := uint8(unix.AF_UNSPEC), []*nl.RtAttr(nil)
+	if chain != nil {
+		family = chain[0]
+		attrs = []*nl.RtAttr{
+			nl.NewRtAttr(attrRuleTable, nl.ZeroTerminated(textAttribute(chain, attrChainTable))),
+			nl.NewRtAttr(attrRuleChain, nl.ZeroTerminated(textAttribute(chain, attrChainName))),
+		}
+	}
+	rules, err := r.askOf(family, nftMsgGetRule, unix.NLM_F_DUMP, attrs...)
+	for _, m := range rules {
+		if k, ours := keyOf(tables, m, attrRuleTable, attrRuleChain); ours {
+			h.rules[k]++
+		}
+	}
+	return err
+}
+
+// keyOf names what a message is about, and says whether its table is one of those.
+func keyOf(tables map[string]string, m []byte, table, name uint16) (string, bool) {
+	t := textAttribute(m, table)
+	family, ok := tables[t]
+	if !ok || familyOf(family) != m[0] {
+		return "", false
+	}
+	return family + " " + t + " " + textAttribute(m, name), true
 }
 
 func (r *ruleset) countSet(h *holding, key string, m []byte) error {

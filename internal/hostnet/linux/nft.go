@@ -40,8 +40,9 @@ type ruleset struct {
 	astray bool // a run was not waited for: its transaction may still come
 	shared bool // others program rules here too: the generation is not ours alone
 
-	text string // as applied and verified
-	gen  uint32 // the kernel's generation number after that
+	text   string    // as applied and verified
+	parsed tableText // the same, taken apart
+	gen    uint32    // the kernel's generation number after that
 }
 
 func newRuleset(at *space) (*ruleset, error) {
@@ -79,20 +80,22 @@ func (r *ruleset) apply(ctx context.Context, text string) error {
 		r.exits.Wait()
 		r.astray = false
 	}
-	change, small := "", false
-	if r.holds(r.text) {
-		change, small = delta(r.text, text)
+	goal := parseText(text)
+	var c change
+	small := false
+	if r.text != "" && r.holds(r.text) {
+		c, small = delta(r.parsed, goal)
 	}
 	r.text = ""
 	var err error
 	if small {
-		if err = r.transact(ctx, change, true); err == nil {
-			err = r.verify(text)
+		if err = r.transact(ctx, c.text, true); err == nil {
+			err = r.verify(goal, c.touched)
 		}
 	}
 	if !small || err != nil && ctx.Err() == nil { // a replacement puts right what a change could not
 		if err = r.transact(ctx, text, r.shared); err == nil {
-			err = r.verify(text)
+			err = r.verify(goal, nil)
 		}
 	}
 	if err != nil {
@@ -100,7 +103,7 @@ func (r *ruleset) apply(ctx context.Context, text string) error {
 	}
 	gen, err := r.generation()
 	if err == nil {
-		r.text, r.gen = text, gen
+		r.text, r.parsed, r.gen = text, goal, gen
 	}
 	return err
 }
