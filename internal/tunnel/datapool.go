@@ -1,9 +1,8 @@
 package tunnel
 
 import (
+	"bufio"
 	"context"
-	"log/slog"
-	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -15,7 +14,6 @@ import (
 // connections, each with one connection at a time, which an http.Server answers on.
 type dataPool struct {
 	agent    *Agent
-	server   *http.Server
 	workers  sync.WaitGroup
 	handlers sync.WaitGroup
 
@@ -31,19 +29,10 @@ type dataPool struct {
 }
 
 func newDataPool(a *Agent) *dataPool {
-	p := &dataPool{
+	return &dataPool{
 		agent: a, target: a.opts.Parked, conns: map[*parkedConn]bool{},
 		changed: make(chan struct{}), hurried: make(chan struct{}),
 	}
-	p.server = &http.Server{
-		Handler:     http.HandlerFunc(p.serveHTTP),
-		ConnState:   p.connState,
-		BaseContext: func(net.Listener) context.Context { return p.ctx },
-		ErrorLog:    slog.NewLogLogger(a.opts.Logger.Handler(), slog.LevelWarn),
-		// No time-outs: the peer is the service, authenticated, and a parked connection
-		// waits for as long as nobody asks anything.
-	}
-	return p
 }
 
 func (p *dataPool) serveHTTP(w http.ResponseWriter, r *http.Request) {
@@ -139,7 +128,13 @@ func (p *dataPool) serveOne(ctx context.Context) (served bool, err error) {
 	}
 	defer p.exit(conn)
 	defer context.AfterFunc(ctx, conn.abort)()
-	_ = p.server.Serve(&oneConn{conn: conn}) // returns when the connection is closed
+	// No time-outs: the peer is the service, authenticated, and a parked connection
+	// waits for as long as nobody asks anything.
+	answers := answerer{
+		conn: conn, r: bufio.NewReader(conn), handler: http.HandlerFunc(p.serveHTTP),
+		active: func(now bool) { p.setActive(conn, now) }, log: p.agent.opts.Logger.Error,
+	}
+	answers.run(ctx)
 	return conn.served.Load(), nil
 }
 
@@ -161,20 +156,16 @@ func (p *dataPool) exit(c *parkedConn) {
 	p.changed = make(chan struct{})
 }
 
-// connState follows which connections are answering.
-func (p *dataPool) connState(conn net.Conn, state http.ConnState) {
-	c, ok := conn.(*parkedConn)
-	if !ok || (state != http.StateActive && state != http.StateIdle) {
-		return
-	}
+// setActive follows which connections are answering.
+func (p *dataPool) setActive(c *parkedConn, active bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if _, open := p.conns[c]; !open {
 		return
 	}
-	p.conns[c] = state == http.StateActive
+	p.conns[c] = active
 	c.served.Store(true)
-	if p.lonely && state == http.StateIdle {
+	if p.lonely && !active {
 		c.abort()
 	}
 }
@@ -230,10 +221,12 @@ func (p *dataPool) breakAll() {
 // stop waits, after Run's context has ended, until workers and handlers have returned. A
 // handler that ignores its context is waited for only so long.
 func (p *dataPool) stop() {
-	p.workers.Wait()
-	_ = p.server.Close()
 	over := make(chan struct{})
-	go func() { p.handlers.Wait(); close(over) }()
+	go func() {
+		p.workers.Wait()
+		p.handlers.Wait()
+		close(over)
+	}()
 	select {
 	case <-over:
 	case <-time.After(handlersGrace):

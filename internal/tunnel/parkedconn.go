@@ -2,70 +2,59 @@ package tunnel
 
 import (
 	"crypto/tls"
-	"net"
-	"sync"
 	"sync/atomic"
 )
 
-// parkedConn is a member's data connection as its http.Server sees it: without the
-// TLS type, whose negotiated protocol the server would not know, and with large writes batched.
+// parkedConn is a member's data connection, with large writes batched.
 type parkedConn struct {
 	*tls.Conn
 	batch  *batchConn  // nil: not over TCP
 	served atomic.Bool // a request came on it
-	closed chan struct{}
-	once   sync.Once
 }
 
 func newParkedConn(conn *tls.Conn) *parkedConn {
 	batch, _ := conn.NetConn().(*batchConn)
-	return &parkedConn{Conn: conn, batch: batch, closed: make(chan struct{})}
+	return &parkedConn{Conn: conn, batch: batch}
 }
 
-// Write sends p; its TLS records leave together.
-func (c *parkedConn) Write(p []byte) (int, error) {
-	if c.batch == nil || len(p) <= tlsRecord {
-		return c.Conn.Write(p)
+// small is up to where copying parts together costs less than a TLS record for each.
+const small = 8 << 10
+
+// writeAll sends parts as if they were one. Small ones share a TLS record, and all
+// records leave together.
+func (c *parkedConn) writeAll(parts ...[]byte) (err error) {
+	if c.batch != nil {
+		c.batch.begin()
+		defer func() {
+			if flushed := c.batch.end(); err == nil {
+				err = flushed
+			}
+		}()
 	}
-	c.batch.begin()
-	n, err := c.Conn.Write(p)
-	if flushed := c.batch.end(); err == nil {
-		err = flushed
+	var gathered []byte
+	for _, p := range parts {
+		if len(gathered)+len(p) <= small {
+			gathered = append(gathered, p...)
+			continue
+		}
+		if err := c.writePart(gathered); err != nil {
+			return err
+		}
+		gathered = nil
+		if err := c.writePart(p); err != nil {
+			return err
+		}
 	}
-	return n, err
+	return c.writePart(gathered)
 }
 
-// CloseWrite is embedded: an http.Server that ends a connection with part of the request
-// unread uses it, so that its answer arrives before the reset.
-
-// Close ends the connection with TLS's own end.
-func (c *parkedConn) Close() error {
-	err := c.Conn.Close()
-	c.once.Do(func() { close(c.closed) })
+func (c *parkedConn) writePart(p []byte) error {
+	if len(p) == 0 {
+		return nil
+	}
+	_, err := c.Write(p)
 	return err
 }
 
 // abort resets the connection.
 func (c *parkedConn) abort() { abortConn(c.Conn) }
-
-// oneConn is a listener of one connection: Accept gives it, and then waits for its end.
-type oneConn struct {
-	conn  *parkedConn
-	given bool
-}
-
-// Accept implements net.Listener.
-func (l *oneConn) Accept() (net.Conn, error) {
-	if l.given {
-		<-l.conn.closed
-		return nil, net.ErrClosed
-	}
-	l.given = true
-	return l.conn, nil
-}
-
-// Close implements net.Listener. The connection is its server's to close.
-func (l *oneConn) Close() error { return nil }
-
-// Addr implements net.Listener.
-func (l *oneConn) Addr() net.Addr { return l.conn.LocalAddr() }
