@@ -2,7 +2,6 @@ package postgres
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"syscall"
 	"time"
@@ -60,7 +59,7 @@ func (c *conn) discardPast(ctx context.Context) error {
 		return nil
 	}
 	if _, err := c.query(ctx, discardAll); err != nil {
-		return fmt.Errorf("reset the session: %v", err) // not as an error of the query's own
+		return resetError(err)
 	}
 	c.forget()
 	return nil

@@ -149,14 +149,20 @@ func (x *run) sendReset() {
 func (x *run) readCleaning() error {
 	for range 2 {
 		if _, err := x.p.GetResults(); err != nil {
-			if serverSaid(err) != nil {
-				return fmt.Errorf("reset the session: %v", err)
-			}
-			return err
+			return resetError(err)
 		}
 	}
 	x.c.forget()
 	return nil
+}
+
+// resetError makes an error of a reset other than the query's own. That the server
+// is gone is left as it is: another connection will do.
+func resetError(err error) error {
+	if said := serverSaid(err); said != nil && !isGoodbye(said) {
+		return fmt.Errorf("reset the session: %v", err)
+	}
+	return err
 }
 
 // readPreamble reads the answers to BEGIN and Parse.

@@ -234,10 +234,15 @@ func TestServerRestart(t *testing.T) {
 	t.Parallel()
 	s := testpg.Start(t)
 	db := openSource(t, s)
-	queryValue(t, db, "select 1")
-	s.Restart(t)
-	if got := queryValue(t, db, "select 1"); got != "1" {
-		t.Fatal(got)
+	for _, next := range []string{nobody, "a", "b"} {
+		stopSweeping(db)
+		valueAs(t, db, "a", "select 1") // leaves a past
+		s.Restart(t)
+		for range 2 {
+			if got := valueAs(t, db, next, "select 1"); got != "1" {
+				t.Fatal(got)
+			}
+		}
 	}
 	s.Stop(t)
 	if e := queryErr(t, db, "select 1"); e.Class != errs.Unavailable || e.Step != errs.StepConnect {

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -214,6 +215,28 @@ func TestPoolPrefersWhatSuits(t *testing.T) {
 		p := &pool{idle: c.idle}
 		if got := p.pop(c.user, now); got != c.want {
 			t.Errorf("user %q of %v: %v", c.user, c.idle, got)
+		}
+	}
+}
+
+// A connection that the server ended a moment ago is replaced by another, whoever is next.
+func TestEndedSessionIsReplaced(t *testing.T) {
+	t.Parallel()
+	s := testpg.Shared(t)
+	db := openSource(t, s)
+	for i, next := range []string{"a", "b", nobody, "b"} {
+		for _, sql := range []string{"select 1", fmt.Sprintf("select 1 + %d - %d", i, i)} { // described, and not
+			stopSweeping(db)
+			pid := valueAs(t, db, "a", "select pg_backend_pid()")
+			valueAs(t, db, "a", "select 1")
+			s.Exec(t, "select pg_terminate_backend("+pid+")")
+			waitFor(t, s, "select count(*) from pg_stat_activity where pid = "+pid, "0")
+			db.pool.mu.Lock()
+			db.pool.idle[0].idleSince = time.Now() // too lately to be looked at
+			db.pool.mu.Unlock()
+			if got := valueAs(t, db, next, sql); got != "1" {
+				t.Error(got)
+			}
 		}
 	}
 }
