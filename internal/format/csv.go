@@ -1,7 +1,6 @@
 package format
 
 import (
-	"bytes"
 	"io"
 
 	"github.com/apache/arrow-go/v18/arrow"
@@ -59,16 +58,36 @@ func appendCSVRow(dst, cell []byte, columns []column, row int) (line, scratch []
 		if c.null(row) {
 			continue
 		}
-		cell = c.text(cell[:0], row)
-		dst = appendCell(dst, cell)
+		start := len(dst)
+		if dst = c.text(dst, row); quoted(dst[start:]) {
+			cell = append(cell[:0], dst[start:]...)
+			dst = appendQuoted(dst[:start], cell)
+		}
 	}
 	return append(dst, "\r\n"...), cell
 }
 
 func appendCell(dst, cell []byte) []byte {
-	if len(cell) > 0 && !bytes.ContainsAny(cell, ",\"\r\n") && cell[0] != ' ' && cell[len(cell)-1] != ' ' {
-		return append(dst, cell...)
+	if quoted(cell) {
+		return appendQuoted(dst, cell)
 	}
+	return append(dst, cell...)
+}
+
+// quoted says whether a cell must, or had better, stand in quotes.
+func quoted(cell []byte) bool {
+	if len(cell) == 0 || cell[0] == ' ' || cell[len(cell)-1] == ' ' {
+		return true
+	}
+	for _, c := range cell {
+		if c <= ',' && (c == ',' || c == '"' || c == '\r' || c == '\n') { // most are above: one comparison
+			return true
+		}
+	}
+	return false
+}
+
+func appendQuoted(dst, cell []byte) []byte {
 	dst = append(dst, '"')
 	for _, c := range cell {
 		if c == '"' {
