@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -353,8 +352,11 @@ func flightRole(doc json.RawMessage) error {
 			}
 		}
 		r.Release()
-		if r.Err() != nil || got < with.Want {
-			return fmt.Errorf("%d bytes of %d came: %w", got, with.Want, r.Err())
+		if r.Err() != nil {
+			return r.Err()
+		}
+		if got < with.Want {
+			return fmt.Errorf("%d bytes of %d came", got, with.Want)
 		}
 	}
 	return nil
@@ -376,8 +378,12 @@ func shortRole(doc json.RawMessage) error {
 		if err != nil {
 			return err
 		}
-		if n, err := drain(ctx, c, info.Endpoint[0].Ticket); err != nil || n != 1 {
-			return fmt.Errorf("%d rows: %w", n, err)
+		n, err := drain(ctx, c, info.Endpoint[0].Ticket)
+		if err != nil {
+			return err
+		}
+		if n != 1 {
+			return fmt.Errorf("%d rows came, want 1", n)
 		}
 	}
 	return nil
@@ -411,10 +417,10 @@ func httpFetch(with fetching) error {
 	}
 	defer resp.Body.Close()
 	n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, resp.Body, make([]byte, 256<<10))
-	if err != nil || n < with.Want {
-		return fmt.Errorf("status %s, %d bytes of %d: %w", resp.Status, n, with.Want, errors.Join(err))
+	if err == nil && n < with.Want {
+		err = fmt.Errorf("status %s: %d bytes of %d came", resp.Status, n, with.Want)
 	}
-	return nil
+	return err
 }
 
 // BenchmarkPath moves 538 MB from a member to a client, each in a process of its own, and
