@@ -11,23 +11,36 @@
 //
 // # Rules
 //
-// The outbound rules of the source's subnet come first, then the inbound rules of the
-// destination's subnet; both must allow. A subnet without an NSG allows everything. Only
-// new flows are evaluated: what is established outlives a change of rules.
+// Outbound, the NSG of the source's own NIC is asked first, then its subnet's; inbound,
+// the NSG of the destination's subnet, then the destination's own. All must allow. Where
+// there is no NSG everything is allowed. Only new flows are evaluated: what is established
+// outlives a change of rules.
 //
 // A rule that names ports matches TCP and UDP only; with another protocol beside the
 // ports it matches nothing. An IPv6 address in a rule matches nothing, since IPv6 is
 // dropped before any rule is asked.
 //
-// # Tags
+// # Two forms
+//
+// The rules of one direction are a chain in the order of their priorities. Past 200 rules
+// they are buckets: the destination port leads, through disjoint intervals, to a chain of
+// those rules alone that can match it. The same verdicts come of the same rules; a rule
+// that stands in several buckets has a counter in each, all under one comment.
+//
+// # Names
+//
+// A rule may name application security groups and service tags beside prefixes. They are
+// sets in the ruleset, so that members coming and going change elements alone.
 //
 // VirtualNetwork is the address space. Internet is all that is outside of it, but not
 // link-local (169.254.0.0/16), loopback and multicast addresses, which have no route.
 // LoadBalancer stands for a platform's health probes; there are none here, so it matches
-// nothing. PlatformTunnel matches nothing either: the tunnel has a link of its own that
-// does not pass through the virtual network. PlatformDNS is the resolvers' addresses.
+// nothing.
 //
-// Questions to the resolver (its address, UDP and TCP port 53) are platform traffic: only
-// outbound rules that name PlatformDNS are asked about them, and where none matches they
-// are allowed. The resolver belongs to no subnet, so inbound rules never apply to it.
+// PlatformDNS is the resolvers' addresses. Questions to the resolver (UDP and TCP port 53)
+// are platform traffic: only outbound rules that name PlatformDNS are asked about them,
+// and where none matches they are allowed. The resolver belongs to no subnet, so inbound
+// rules never apply to it. PlatformTunnel is the same for the relay that a member's tunnel
+// ends at: it has a link of its own, outside of the virtual network's ruleset, so the
+// verdict is the evaluator's, and the host puts it in force there.
 package policy

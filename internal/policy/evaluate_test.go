@@ -149,6 +149,44 @@ func TestRules(t *testing.T) {
 	}
 }
 
+// TestTunnel: traffic to the relay meets only rules that name it, at the NIC, then at the
+// subnet.
+func TestTunnel(t *testing.T) {
+	rule := func(name string, priority int, a core.Access, destination ...string) core.SecurityRule {
+		return core.SecurityRule{Name: name, Priority: priority, Direction: core.Outbound, Access: a, Protocol: core.ProtocolAny, Destination: destination}
+	}
+	f := Flow{Source: addr("10.20.0.4"), Destination: addr(TunnelAddress), Protocol: core.ProtocolTCP, DestinationPort: 8483}
+	for name, c := range map[string]struct {
+		nic, subnet []core.SecurityRule
+		want        Verdict
+	}{
+		"exempt": {
+			[]core.SecurityRule{rule("all", 100, core.Deny)}, []core.SecurityRule{rule("address", 100, core.Deny, TunnelAddress, "Internet")},
+			Verdict{Allowed: true, Route: "tunnel"},
+		},
+		"named at the subnet": {
+			nil, []core.SecurityRule{rule("all", 100, core.Allow), rule("named", 110, core.Deny, "Internet", TagPlatformTunnel)},
+			Verdict{Route: "tunnel", Decisions: []Decision{
+				{NSG: "gateways", Rule: "named", Priority: 110, Direction: core.Outbound, Level: LevelSubnet, Subnet: "gateways", Access: core.Deny},
+			}},
+		},
+		"named at the NIC": {
+			[]core.SecurityRule{rule("named", 110, core.Deny, TagPlatformTunnel)}, []core.SecurityRule{rule("named", 110, core.Deny, TagPlatformTunnel)},
+			Verdict{Route: "tunnel", Decisions: []Decision{
+				{NSG: "nic", Rule: "named", Priority: 110, Direction: core.Outbound, Level: LevelNIC, Subnet: "gateways", Gateway: "bi", Access: core.Deny},
+			}},
+		},
+	} {
+		v := corpVNet()
+		v.NSGs[0].Rules = c.subnet
+		v.NSGs = append(v.NSGs, core.NetworkSecurityGroup{Name: "nic", Rules: c.nic})
+		v.NICs = []core.GoalNIC{{Address: f.Source, Gateway: "bi", NSG: "nic"}}
+		if diff := cmp.Diff(c.want, Evaluate(v, corpResolvers(), f)); diff != "" {
+			t.Errorf("%s: (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
 func TestSubnetWithoutAnNSGAllows(t *testing.T) {
 	v := corpVNet()
 	v.Subnets[0].NSG, v.Subnets[1].NSG = "", ""

@@ -37,6 +37,10 @@ func (n *Network) Set(ctx context.Context, cfg hostnet.Config) (hostnet.Status, 
 	n.dropUnwanted(r)
 	n.keepTunnel(ctx, r)
 	n.planNATs(ctx, r)
+	if err := n.restrict(ctx, r); err != nil {
+		n.tunnel.checked = time.Time{} // asserted at the next Set
+		r.refuse("tunnel", machineError("applying the rules that name PlatformTunnel", err))
+	}
 	var work sync.WaitGroup
 	for uid, goal := range r.goals {
 		v := n.vnets[uid]

@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/hostnet"
+	"github.com/sluice-gateway/sluice/internal/policy"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,11 +27,19 @@ type tunnel struct {
 }
 
 // tunnelRules lets a member's own address in to the relay's port. Whether a source is
-// the interface's own is asked of the routes: each tunnel has one, to its member.
-func tunnelRules(port uint16) string {
+// the interface's own is asked of the routes: each tunnel has one, to its member. The
+// rules of virtual networks do not apply here, but for those that name PlatformTunnel:
+// denied members open no connection, those that are cut have none.
+func tunnelRules(port uint16, denied, cut []netip.Addr) string {
 	return fmt.Sprintf(`table inet sluice {}
 delete table inet sluice
 table inet sluice {
+	set denied {
+		type ipv4_addr%s
+	}
+	set cut {
+		type ipv4_addr%s
+	}
 	chain prerouting {
 		type filter hook prerouting priority raw; policy accept;
 		meta nfproto ipv6 counter drop comment "IPv6 is not carried"
@@ -36,6 +47,8 @@ table inet sluice {
 	}
 	chain input {
 		type filter hook input priority filter; policy drop;
+		ip saddr @cut counter drop comment "denied by a rule that names PlatformTunnel, of an NSG with revoke"
+		ip saddr @denied tcp flags & (fin | syn | rst | ack) == syn counter drop comment "denied by a rule that names PlatformTunnel"
 		iifname "t*" ip daddr %s tcp dport %d counter accept comment "to the relay"
 		counter drop comment "nothing else answers"
 	}
@@ -44,7 +57,57 @@ table inet sluice {
 		counter drop comment "members never meet"
 	}
 }
-`, relayAddress, port)
+`, elementLines(denied), elementLines(cut), relayAddress, port)
+}
+
+// elementLines writes a set's elements one per line, in order.
+func elementLines(list []netip.Addr) string {
+	if len(list) == 0 {
+		return ""
+	}
+	slices.SortFunc(list, netip.Addr.Compare)
+	lines := make([]string, len(list))
+	for i, a := range list {
+		lines[i] = "\t\t\t" + a.String()
+	}
+	return "\n\t\telements = {\n" + strings.Join(lines, ",\n") + "\n\t\t}"
+}
+
+// restrict puts in force what rules that name PlatformTunnel say about the wanted ports.
+func (n *Network) restrict(ctx context.Context, r *round) error {
+	var denied, cut []netip.Addr
+	for uid, goal := range r.goals {
+		if !namesTunnel(goal) {
+			continue
+		}
+		e := policy.NewEvaluator(goal, nil)
+		for _, p := range r.ports[uid] {
+			d, is := e.Evaluate(policy.Flow{
+				Source: p.Address, Destination: relayAddress, Protocol: core.ProtocolTCP, DestinationPort: n.opts.TunnelPort,
+			}).Denial()
+			if !is {
+				continue
+			}
+			denied = append(denied, p.TunnelAddress)
+			if slices.ContainsFunc(goal.NSGs, func(g core.NetworkSecurityGroup) bool { return g.Name == d.NSG && g.Revoke }) {
+				cut = append(cut, p.TunnelAddress)
+			}
+		}
+	}
+	text := tunnelRules(n.opts.TunnelPort, denied, cut)
+	if text == n.tunnel.text {
+		return nil
+	}
+	n.tunnel.text = text // asserted again, should this fail
+	return n.tunnel.rules.apply(ctx, text)
+}
+
+func namesTunnel(g core.GoalVNet) bool {
+	return slices.ContainsFunc(g.NSGs, func(n core.NetworkSecurityGroup) bool {
+		return slices.ContainsFunc(n.Rules, func(r core.SecurityRule) bool {
+			return r.Direction == core.Outbound && slices.Contains(r.Destination, policy.TagPlatformTunnel)
+		})
+	})
 }
 
 func (n *Network) openTunnel(ctx context.Context) (*tunnel, error) {
@@ -52,7 +115,7 @@ func (n *Network) openTunnel(ctx context.Context) (*tunnel, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &tunnel{at: at, text: tunnelRules(n.opts.TunnelPort)}
+	t := &tunnel{at: at, text: tunnelRules(n.opts.TunnelPort, nil, nil)}
 	if t.rules, err = newRuleset(at); err == nil {
 		err = t.assert(ctx)
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/hostnet"
+	"github.com/sluice-gateway/sluice/internal/policy"
 )
 
 func TestTunnelReachesTheRelayAndNothingElse(t *testing.T) {
@@ -48,6 +49,62 @@ func TestTunnelReachesTheRelayAndNothingElse(t *testing.T) {
 	l.ip(at, "route", "add", b.TunnelAddress.String(), "via", relayAddress.String(), "dev", tunName, "onlink")
 	wantSilence(t, at, labHostAddr+":22")
 	wantSilence(t, at, b.TunnelAddress.String()+":9000")
+}
+
+// TestTunnelIsExemptUnlessARuleNamesIt: other rules don't matter to it; one that names it
+// stops new connections, and with revoke those that are open.
+func TestTunnelIsExemptUnlessARuleNamesIt(t *testing.T) {
+	t.Parallel()
+	if relayAddress.String() != policy.TunnelAddress {
+		t.Fatalf("the evaluator takes %s for the tunnel's end, it is %s", policy.TunnelAddress, relayAddress)
+	}
+	l := newLab(t)
+	vn := corp("u1")
+	vn.NSGs[0].Rules = []core.SecurityRule{{Name: "all", Priority: 200, Direction: core.Outbound, Access: core.Deny, Protocol: core.ProtocolAny}}
+	m, other := member(vn, 1, 1), member(vn, 2, 2)
+	n := l.up()
+	cfg := hostnet.Config{VNets: []core.GoalVNet{vn}, Ports: []hostnet.Port{m, other}}
+	s := l.set(n, cfg)
+	at := portOf(t, s, m)
+	relay, err := n.TunnelListener()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dial := func(path string) (member, host net.Conn) {
+		t.Helper()
+		member, err := dialIn(t, path, n.TunnelEndpoint().String(), 10*time.Second)
+		if err != nil {
+			t.Fatalf("the relay is out of reach: %v", err)
+		}
+		if host, err = relay.Accept(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { host.Close() })
+		return member, host
+	}
+	inside, outside := dial(at)
+	carry(t, inside, outside)
+
+	named := cloneVNet(vn)
+	named.NSGs[0].Rules = append(named.NSGs[0].Rules, core.SecurityRule{
+		Name: "tunnel", Priority: 100, Direction: core.Outbound, Access: core.Deny, Protocol: core.ProtocolTCP,
+		Source: []string{m.Address.String()}, Destination: []string{policy.TagPlatformTunnel},
+	})
+	cfg.VNets = []core.GoalVNet{named}
+	l.set(n, cfg)
+	carry(t, inside, outside)
+	wantSilence(t, at, n.TunnelEndpoint().String())
+	// The rule "all" does not name the tunnel, so the other member is exempt still.
+	dial(portOf(t, s, other))
+
+	cfg.VNets = []core.GoalVNet{cloneVNet(named)}
+	cfg.VNets[0].NSGs[0].Revoke = true
+	l.set(n, cfg)
+	wantCut(t, inside, outside)
+
+	cfg.VNets = []core.GoalVNet{vn}
+	l.set(n, cfg)
+	dial(at)
 }
 
 func TestTunnelDropsSpoofedSources(t *testing.T) {
