@@ -58,7 +58,8 @@ type Result struct {
 	QueryID string
 	// Body is the member's Arrow IPC stream, undecoded. It ends in io.EOF only when
 	// the result is whole (end-of-stream marker seen, member's status ok); otherwise
-	// Read returns the error that the member, or the tunnel, gave.
+	// Read returns the error that the member, or the tunnel, gave. If it has a method
+	// Arrived() bool, that says that reading on will not wait.
 	Body io.ReadCloser
 	// Finish records how the query ended: err is nil if the client has everything;
 	// an error from Body, or the front end's own (the client went away). It returns

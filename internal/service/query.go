@@ -342,6 +342,16 @@ func (b *resultBody) Read(p []byte) (int, error) {
 	return n, b.end
 }
 
+// Arrived reports whether what is left of the result is here already: a front end that
+// has sent nothing yet can then send all of it at once.
+func (b *resultBody) Arrived() bool {
+	if b.end != nil {
+		return true
+	}
+	body, ok := b.resp.Body.(interface{ Arrived() bool })
+	return ok && body.Arrived()
+}
+
 func (b *resultBody) keepTail(p []byte) {
 	if len(p) >= len(b.tail) {
 		copy(b.tail[:], p[len(p)-len(b.tail):])

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -168,6 +169,18 @@ func (a *answer) Read(p []byte) (int, error) {
 	a.ended = a.x.explain(ErrBroken, err)
 	a.x.finish(false)
 	return n, a.ended
+}
+
+// Arrived reports whether all that is left of the answer seems to be here already, so
+// that reading on will not wait. It may be wrong, once in a very long while, for an answer whose
+// data look like its end.
+func (a *answer) Arrived() bool {
+	if a.ended != nil {
+		return true // the connection may be another request's already
+	}
+	r := a.x.d.r
+	here, _ := r.Peek(r.Buffered())
+	return bytes.HasSuffix(here, []byte("\r\n\r\n"))
 }
 
 // Close implements io.Closer. Before the end of the body it resets the connection, which

@@ -74,6 +74,10 @@ func (a *api) stream(w http.ResponseWriter, form format.Format, res *service.Res
 		"Cache-Control":          {"no-store"},
 		"X-Content-Type-Options": {"nosniff"},
 	}}
+	out.arrived = func() bool { return false }
+	if body, ok := res.Body.(interface{ Arrived() bool }); ok {
+		out.arrived = body.Arrived
+	}
 	err := encode(form, out, res)
 	if err == nil {
 		return nil
@@ -97,7 +101,7 @@ func encode(form format.Format, out *resultWriter, res *service.Result) (err err
 	if _, err = form.Encode(out, res.Body); err != nil {
 		return err
 	}
-	return out.Flush() // what has waited, if there were no rows
+	return out.end()
 }
 
 // resultWriter sends what encoders write. The first bytes wait for a flush, or until
@@ -107,6 +111,7 @@ type resultWriter struct {
 	rc      *http.ResponseController
 	stall   time.Duration
 	header  http.Header
+	arrived func() bool // reading on will not wait
 	waiting []byte
 	started bool
 }
@@ -142,8 +147,20 @@ func (o *resultWriter) start() error {
 	return clientGone(err)
 }
 
-// Flush implements format.Flusher: whatever makes a batch leaves at once.
+// end sends what has waited, together with the response's end.
+func (o *resultWriter) end() error {
+	if o.started {
+		return nil
+	}
+	return o.start()
+}
+
+// Flush implements format.Flusher: whatever makes a batch leaves at once, unless the end
+// of the result is here as well.
 func (o *resultWriter) Flush() error {
+	if o.arrived() {
+		return nil
+	}
 	if !o.started {
 		if err := o.start(); err != nil {
 			return err
