@@ -9,13 +9,26 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/sluice-gateway/sluice/internal/core"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
 func TestRulesetsAreAsReviewed(t *testing.T) {
 	for name, compile := range map[string]func() (string, error){
-		"corp.nft":       func() (string, error) { return CompileVNet(corpInput()) },
+		"corp.nft": func() (string, error) { return CompileVNet(corpInput()) },
+		"buckets.nft": func() (string, error) {
+			in := corpInput()
+			in.BucketsFrom = -1
+			in.VNet.NICs = []core.GoalNIC{{Address: addr("10.20.0.4"), Gateway: "corp-bi", NSG: "data"}}
+			in.VNet.ASGs = []core.GoalASG{{Name: "bi", Addresses: []netip.Addr{addr("10.20.0.4"), addr("10.20.0.5")}}}
+			in.VNet.ServiceTags = []core.ServiceTag{{Name: "OnPremises", Prefixes: []netip.Prefix{prefix("192.168.0.0/16")}}}
+			in.VNet.NSGs[1].Rules = append(in.VNet.NSGs[1].Rules,
+				core.SecurityRule{Name: "groups", Priority: 90, Direction: core.Inbound, Access: core.Allow, Protocol: core.ProtocolAny, Source: []string{"bi"}, DestinationPorts: []string{"80", "443-500"}},
+				core.SecurityRule{Name: "mixed", Priority: 95, Direction: core.Inbound, Access: core.Deny, Protocol: core.ProtocolTCP, Source: []string{"bi", "OnPremises", "10.20.9.9"}, DestinationPorts: []string{"443"}},
+				core.SecurityRule{Name: "tag", Priority: 96, Direction: core.Inbound, Access: core.Deny, Protocol: core.ProtocolAny, Source: []string{"OnPremises"}})
+			return CompileVNet(in)
+		},
 		"masquerade.nft": func() (string, error) { return CompileNAT(natInput()) },
 		"spread.nft": func() (string, error) {
 			return CompileNAT(natInput(addr("198.51.100.9"), addr("198.51.100.7"), addr("198.51.100.8")))
