@@ -180,6 +180,28 @@ func (l *loop) epoll(events []unix.EpollEvent, limit *unix.Timespec, brief bool)
 	return int(n), errno
 }
 
+// move is splice(2). The descriptors are non-blocking, so that a thread that is alone
+// need not tell the scheduler of Go.
+func (l *loop) move(from, to, size int) (int, error) {
+	const flags = unix.SPLICE_F_NONBLOCK | unix.SPLICE_F_MOVE
+	for {
+		var n uintptr
+		var errno syscall.Errno
+		if l.alone {
+			n, _, errno = syscall.RawSyscall6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(size), flags)
+		} else {
+			n, _, errno = syscall.Syscall6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(size), flags)
+		}
+		switch errno {
+		case 0:
+			return int(n), nil
+		case unix.EINTR:
+		default:
+			return 0, errno
+		}
+	}
+}
+
 func (l *loop) close() {
 	l.pipes.close()
 	_ = unix.Close(l.epfd)

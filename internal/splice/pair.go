@@ -107,15 +107,16 @@ func (f *flow) beat() {
 
 // pump moves what there is, up to a share.
 func (f *flow) pump() {
-	for left := share; left > 0 && !f.p.dead; {
+	for left, more := share, true; left > 0 && !f.p.dead; {
 		if f.held == 0 {
-			n, more := f.take()
-			if !more {
+			n, some := f.take()
+			if !some {
 				break
 			}
 			left -= n
+			more = n == f.q.size // else src is empty, or epoll says so
 		}
-		if f.held > 0 && !f.give() {
+		if !f.give() || !more {
 			break
 		}
 	}
@@ -138,7 +139,7 @@ func (f *flow) take() (n int, more bool) {
 		}
 		f.q = q
 	}
-	n, err := move(f.src.fd, f.q.w, f.q.size)
+	n, err := f.p.l.move(f.src.fd, f.q.w, f.q.size)
 	switch {
 	case err == unix.EAGAIN:
 		return 0, false
@@ -168,7 +169,7 @@ func (f *flow) note(n int) {
 // give empties the pipe, and reports whether it is empty.
 func (f *flow) give() bool {
 	for f.held > 0 {
-		n, err := move(f.q.r, f.dst.fd, f.held)
+		n, err := f.p.l.move(f.q.r, f.dst.fd, f.held)
 		if err == unix.EAGAIN {
 			f.stuck = true
 			return false
@@ -181,16 +182,6 @@ func (f *flow) give() bool {
 		f.moved += int64(n)
 	}
 	return true
-}
-
-// move is splice(2). The descriptors are non-blocking.
-func move(from, to, size int) (int, error) {
-	for {
-		n, err := unix.Splice(from, nil, to, nil, size, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
-		if err != unix.EINTR {
-			return int(n), err
-		}
-	}
 }
 
 // settle passes on ends, ends the pair if both directions are over, and otherwise
