@@ -72,13 +72,10 @@ const (
 
 // tag is what a rule must name as a destination to be asked about platform traffic.
 func (k kind) tag() string {
-	switch k {
-	case toDNS:
+	if k == toDNS {
 		return TagPlatformDNS
-	case toTunnel:
-		return TagPlatformTunnel
 	}
-	return ""
+	return TagPlatformTunnel
 }
 
 // question is one flow, put to an Evaluator.

@@ -12,10 +12,10 @@ import (
 // route says where a flow of the subnet leads, the rules aside.
 func (q question) route(from core.Subnet) string {
 	dst := q.flow.Destination
-	switch q.kind {
-	case toDNS:
+	if q.kind == toDNS {
 		return "VnetLocal"
-	case toTunnel:
+	}
+	if q.kind == toTunnel {
 		return "tunnel"
 	}
 	if !dst.Is4() {

@@ -20,13 +20,7 @@ var tagForm = regexp.MustCompile(`^[A-Za-z]([A-Za-z0-9_.-]*[A-Za-z0-9])?$`)
 
 // most is how many resources of a kind a tenant may have; 0: any number.
 func most(k core.Kind) int {
-	switch k {
-	case core.KindNetworkSecurityGroup:
-		return maxNSGs
-	case core.KindApplicationSecurityGroup:
-		return maxASGs
-	}
-	return 0
+	return map[core.Kind]int{core.KindNetworkSecurityGroup: maxNSGs, core.KindApplicationSecurityGroup: maxASGs}[k]
 }
 
 // namesAddresses reports whether a rule may name it in place of addresses.

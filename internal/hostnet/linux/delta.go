@@ -46,14 +46,14 @@ type deltaText struct {
 	touched                            map[string]bool
 }
 
-func say(list *[]string, format string, args ...any) {
+func sayf(list *[]string, format string, args ...any) {
 	*list = append(*list, fmt.Sprintf(format, args...)+"\n")
 }
 
 // set turns one set or map into another; a is nil for a new one.
 func (d *deltaText) set(key string, a, b *setText) bool {
 	if a == nil {
-		say(&d.make, "add %s %s { %s; }", b.what, key, strings.Join(b.head, "; "))
+		sayf(&d.make, "add %s %s { %s; }", b.what, key, strings.Join(b.head, "; "))
 		a = &setText{setHead: b.setHead}
 	}
 	if a.what != b.what || !slices.Equal(a.head, b.head) {
@@ -64,14 +64,14 @@ func (d *deltaText) set(key string, a, b *setText) bool {
 		d.touched[key] = true
 	}
 	if b.interval() && len(gone) > 0 {
-		say(&d.elements, "flush %s %s", b.what, key) // neighbours may have merged
+		sayf(&d.elements, "flush %s %s", b.what, key) // neighbours may have merged
 		gone, added = nil, b.elements
 	}
 	if len(gone) > 0 {
-		say(&d.elements, "delete element %s { %s }", key, strings.Join(gone, ", "))
+		sayf(&d.elements, "delete element %s { %s }", key, strings.Join(gone, ", "))
 	}
 	if len(added) > 0 {
-		say(&d.elements, "add element %s { %s }", key, strings.Join(added, ", "))
+		sayf(&d.elements, "add element %s { %s }", key, strings.Join(added, ", "))
 	}
 	return true
 }
@@ -82,15 +82,15 @@ func (d *deltaText) chain(key string, a, b *chainText) bool {
 	case a == nil && b.hook != "", a != nil && a.hook != b.hook:
 		return false
 	case a == nil:
-		say(&d.make, "add chain %s", key)
+		sayf(&d.make, "add chain %s", key)
 	case slices.Equal(a.rules, b.rules):
 		return true
 	default:
-		say(&d.empty, "flush chain %s", key)
+		sayf(&d.empty, "flush chain %s", key)
 	}
 	d.touched[key] = true
 	for _, r := range b.rules {
-		say(&d.rules, "add rule %s %s", key, r)
+		sayf(&d.rules, "add rule %s %s", key, r)
 	}
 	return true
 }
@@ -104,12 +104,12 @@ func (d *deltaText) gone(a, b tableText) bool {
 		if a.chains[key].hook != "" {
 			return false
 		}
-		say(&d.empty, "flush chain %s", key)
-		say(&d.drop, "delete chain %s", key)
+		sayf(&d.empty, "flush chain %s", key)
+		sayf(&d.drop, "delete chain %s", key)
 	}
 	for _, key := range sortedKeys(a.sets) {
 		if b.sets[key] == nil {
-			say(&d.drop, "delete %s %s", a.sets[key].what, key)
+			sayf(&d.drop, "delete %s %s", a.sets[key].what, key)
 		}
 	}
 	return true
