@@ -59,6 +59,15 @@ func (f *Fleet) BumpGoals(tx store.Tx) error {
 func (f *Fleet) Push() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.pushFor("", true)
+}
+
+// pushFor tells one host's sender, or everyone's, to look again. The caller holds mu.
+func (f *Fleet) pushFor(host string, everyone bool) {
+	if !everyone {
+		f.push(host)
+		return
+	}
 	for name := range f.hosts {
 		f.push(name)
 	}

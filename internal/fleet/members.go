@@ -22,6 +22,7 @@ type lastAddress = netip.Addr
 // state's next version, all in one transaction; then it tells the host.
 func (f *Fleet) place(ctx context.Context, gw GatewayRef) (*member, error) {
 	var m core.Member
+	var everyone bool
 	err := f.opts.Store.Write(ctx, func(tx store.Tx) error {
 		var err error
 		m, err = f.plan(tx, gw)
@@ -29,6 +30,9 @@ func (f *Fleet) place(ctx context.Context, gw GatewayRef) (*member, error) {
 			return err
 		}
 		if err := tx.PutMember(m); err != nil {
+			return err
+		}
+		if everyone, err = f.tellGroups(tx, m); err != nil {
 			return err
 		}
 		return tx.AcquireLease(core.Lease{
@@ -45,7 +49,7 @@ func (f *Fleet) place(ctx context.Context, gw GatewayRef) (*member, error) {
 	f.live[m.ID] = live
 	f.lastIP[subnetKey{m.VNetUID, m.Subnet}] = m.Address
 	f.log.Info("member placed", "member", m.ID, "gateway", m.Gateway, "host", m.Host, "address", m.Address, "generation", m.Generation)
-	f.push(m.Host)
+	f.pushFor(m.Host, everyone)
 	f.broadcast()
 	return live, nil
 }
@@ -83,6 +87,19 @@ func (f *Fleet) plan(tx store.Tx, gw GatewayRef) (core.Member, error) {
 		Host: host, Address: address, TunnelAddress: tunnel,
 		State: core.MemberPlaced, Size: spec.Size, CreatedAt: f.opts.Now(),
 	}, nil
+}
+
+// tellGroups gives every host a new goal state if the member, by its coming or going,
+// changes what rules everywhere mean by an application security group, and says so.
+func (f *Fleet) tellGroups(tx store.Tx, m core.Member) (bool, error) {
+	r, err := tx.GetResource(m.Tenant, core.KindGateway, m.Gateway)
+	if errs.ClassOf(err) == errs.NotFound {
+		return false, nil // its deletion has told every host
+	}
+	if err != nil || len(r.Spec.(*core.Gateway).ApplicationSecurityGroups) == 0 {
+		return false, err
+	}
+	return true, f.BumpGoals(tx)
 }
 
 func (f *Fleet) planHost(tx store.Tx) (string, netip.Addr, error) {
@@ -138,8 +155,12 @@ func (f *Fleet) remove(ctx context.Context, m *member, reason string) error {
 
 	row.State, row.Reason = core.MemberLeaving, reason
 	var version int64
+	var everyone bool
 	err := f.opts.Store.Write(ctx, func(tx store.Tx) (err error) {
 		if err = tx.PutMember(row); err != nil {
+			return err
+		}
+		if everyone, err = f.tellGroups(tx, row); err != nil {
 			return err
 		}
 		version, err = tx.NextGoalVersion(row.Host)
@@ -150,7 +171,7 @@ func (f *Fleet) remove(ctx context.Context, m *member, reason string) error {
 	}
 	f.mu.Lock()
 	m.State, m.Reason, m.leavingVersion = core.MemberLeaving, reason, version
-	f.push(m.Host)
+	f.pushFor(m.Host, everyone)
 	f.broadcast()
 	f.mu.Unlock()
 	f.log.Info("member leaving", "member", m.ID, "gateway", m.Gateway, "reason", reason)

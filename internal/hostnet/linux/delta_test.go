@@ -154,6 +154,26 @@ func TestRandomDeltas(t *testing.T) {
 	}
 }
 
+// TestTheLargestIsCounted: 1,000 rules in buckets, and 4,000 addresses on either side of
+// one, are in the kernel to the last element.
+func TestTheLargestIsCounted(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	g := manyRules(corp("u1"), 999, 0)
+	r := &g.NSGs[0].Rules[0]
+	r.Destination = nil
+	for i := range 4000 {
+		r.Source = append(r.Source, fmt.Sprintf("100.64.%d.%d", i/100, 2*(i%100)))
+		r.Destination = append(r.Destination, fmt.Sprintf("100.80.%d.%d/31", i/100, 2*(i%100)))
+	}
+	text := compiled(t, g)
+	l.held(text) // verifies
+	want := intended(parseText(text))
+	if want.elements["inet sluice addresses_1"] != 4000 || want.total() < 2000 || want.anonymousElements < 50 {
+		t.Errorf("%d addresses, %d rules, %d intervals of ports", want.elements["inet sluice addresses_1"], want.total(), want.anonymousElements)
+	}
+}
+
 // TestRulesAreCounted: the count of rules in a text is what the kernel holds of it.
 func TestRulesAreCounted(t *testing.T) {
 	t.Parallel()

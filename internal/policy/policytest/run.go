@@ -47,7 +47,7 @@ type Options struct {
 // Seed is SLUICE_SEED, or a random one; it is printed with the test's log.
 func Seed(t testing.TB) uint64 {
 	t.Helper()
-	seed := rand.Uint64() >> 1
+	seed := rand.Uint64() >> 1 //nolint:gosec // no secret
 	if text := os.Getenv("SLUICE_SEED"); text != "" {
 		n, err := strconv.ParseUint(text, 10, 64)
 		if err != nil {
