@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -269,7 +270,11 @@ func (s *Splicer) connect(path string) error {
 	if err != nil {
 		return fmt.Errorf("connect to %s: %w", path, err)
 	}
-	return s.add(conn)
+	err = s.add(conn)
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+		return nil // it was just ending
+	}
+	return err
 }
 
 // add greets a splicer and takes over its pairs. s.mu is held.
