@@ -89,7 +89,7 @@ func (r *ruleset) apply(ctx context.Context, text string) error {
 	r.text = ""
 	var err error
 	if small {
-		if err = r.transact(ctx, c.text, true); err == nil {
+		if err = r.transact(ctx, c.text, r.shared); err == nil {
 			err = r.verify(goal, c.touched)
 		}
 	}
@@ -108,8 +108,8 @@ func (r *ruleset) apply(ctx context.Context, text string) error {
 	return err
 }
 
-// transact carries out one transaction of nft. Only a replacement frees much; the exit
-// of a smaller one comes soon, and says more than the generation does.
+// transact carries out one transaction of nft. Its exit says more than the generation
+// does, but comes only when the kernel has freed what is gone.
 func (r *ruleset) transact(ctx context.Context, text string, untilExit bool) error {
 	before, err := r.generation()
 	if err != nil {
