@@ -20,12 +20,12 @@ type NATInput struct {
 	InsidePrefixes []netip.Prefix
 }
 
-// The ports that a translated flow may leave from: 64,512 of each address.
-const natPorts = "1024-65535"
-
-// natSeed fixes the hash that spreads sources over addresses, so that a source keeps its
-// address when the table is replaced.
-const natSeed = "0x51c1ce"
+// The ports that a translated flow may leave from: NATPorts of each address, for TCP
+// and for UDP.
+const (
+	natPorts = "1024-65535"
+	NATPorts = 65535 - 1024 + 1
+)
 
 // CompileNAT gives the nftables text that replaces `table ip sluice-nat` in the
 // namespace of a NAT gateway.
@@ -172,7 +172,8 @@ func (c *natCompiler) translate(i int, to string) {
 		"\t}", "")
 }
 
-// spread picks a source's address by a hash that does not change between tables.
+// spread picks an address for each flow anew: every source may use the ports of every
+// address, and one that finds no port tries another address with its next packet.
 func spread(n int) string {
 	if n == 1 {
 		return "goto translate_0"
@@ -181,5 +182,5 @@ func spread(n int) string {
 	for i := range n {
 		parts = append(parts, fmt.Sprintf("%d : goto translate_%d", i, i))
 	}
-	return fmt.Sprintf("jhash ip saddr mod %d seed %s vmap { %s }", n, natSeed, strings.Join(parts, ", "))
+	return fmt.Sprintf("numgen random mod %d vmap { %s }", n, strings.Join(parts, ", "))
 }

@@ -179,34 +179,32 @@ func isReset(err error) bool {
 	return err != nil && bytes.Contains([]byte(err.Error()), []byte(unix.ECONNRESET.Error()))
 }
 
-func TestKernelNATSpreadsSourcesAndKeepsThem(t *testing.T) {
+// TestKernelNATSpreadsFlowsOverItsAddresses: one source uses every address, and its flows
+// keep theirs when the table is replaced.
+func TestKernelNATSpreadsFlowsOverItsAddresses(t *testing.T) {
 	t.Parallel()
-	public := []string{"198.51.100.7", "198.51.100.8", "198.51.100.9"}
+	var public []string
+	for i := range 16 {
+		public = append(public, fmt.Sprintf("198.51.100.%d", 16+i))
+	}
 	n := newNATLab(t, public...)
 	l := n.listen("out", "192.0.2.2:443")
-	addresses := func() map[string]string {
-		out := map[string]string{}
-		for i := range 8 {
-			source := fmt.Sprintf("10.20.0.%d", 4+i)
-			if _, err := n.dial("in", source+":0", "192.0.2.2:443"); err != nil {
-				t.Fatal(err)
-			}
-			out[source] = accept(t, l).RemoteAddr().(*net.TCPAddr).IP.String()
-		}
-		return out
-	}
-	before := addresses()
 	used := map[string]bool{}
-	for _, a := range before {
-		used[a] = true
+	var clients, servers []net.Conn
+	for i := 0; len(used) < len(public) && i < 1000; i++ {
+		client, err := n.dial("in", "10.20.0.4:0", "192.0.2.2:443")
+		if err != nil {
+			t.Fatal(err)
+		}
+		server := accept(t, l)
+		used[server.RemoteAddr().(*net.TCPAddr).IP.String()] = true
+		clients, servers = append(clients, client), append(servers, server)
 	}
-	if len(used) < 2 {
-		t.Errorf("8 sources share %v", used)
+	if len(used) != len(public) {
+		t.Errorf("%d flows of one source use %d of %d addresses", len(clients), len(used), len(public))
 	}
 	n.apply(public...)
-	for source, a := range addresses() {
-		if before[source] != a {
-			t.Errorf("%s moved from %s to %s", source, before[source], a)
-		}
+	for i := range clients {
+		pass(t, clients[i], servers[i], "after a replacement of the table")
 	}
 }
