@@ -20,6 +20,8 @@ func (c *checker) nat(n *core.NATGateway) {
 	c.label("name", n.Name)
 	if n.IdleTimeout < minIdleTimeout || n.IdleTimeout > maxIdleTimeout {
 		c.bad("idleTimeout", "%s is not from 4m to 120m", n.IdleTimeout)
+	} else if time.Duration(n.IdleTimeout)%time.Second != 0 {
+		c.bad("idleTimeout", "%s is not a number of whole seconds", n.IdleTimeout)
 	}
 	switch {
 	case len(n.PublicAddresses) == 0:
@@ -38,6 +40,7 @@ func (c *checker) nat(n *core.NATGateway) {
 			continue
 		}
 		c.disjoint(at("publicAddresses", i), n.VNet, p, seen)
+		c.unshared(at("publicAddresses", i), n, p)
 		seen = append(seen, p)
 		count += 1 << min(32-p.Bits(), 10) // capped: past the limit anyway
 	}
@@ -46,16 +49,35 @@ func (c *checker) nat(n *core.NATGateway) {
 	}
 }
 
-// publicAddress reads an address or a prefix.
-func (c *checker) publicAddress(field, a string) (netip.Prefix, bool) {
-	p, err := netip.ParsePrefix(a)
-	if !strings.Contains(a, "/") {
-		var addr netip.Addr
-		if addr, err = netip.ParseAddr(a); err == nil {
-			p = netip.PrefixFrom(addr, addr.BitLen())
+// unshared refuses what another NAT gateway, named earlier in the alphabet, leaves as:
+// replies could reach one of them only.
+func (c *checker) unshared(field string, n *core.NATGateway, p netip.Prefix) {
+	for _, other := range all[*core.NATGateway](c.set) {
+		if other.Name >= n.Name {
+			continue
+		}
+		for _, a := range other.PublicAddresses {
+			if q, ok := prefixOf(a); ok && q.Overlaps(p) {
+				c.bad(field, "%s overlaps %s of %s: replies find one NAT gateway only", p, a, objectOf(other))
+			}
 		}
 	}
-	if err != nil {
+}
+
+// prefixOf reads an address or a prefix.
+func prefixOf(a string) (netip.Prefix, bool) {
+	if !strings.Contains(a, "/") {
+		addr, err := netip.ParseAddr(a)
+		return netip.PrefixFrom(addr, addr.BitLen()), err == nil
+	}
+	p, err := netip.ParsePrefix(a)
+	return p, err == nil
+}
+
+// publicAddress reads an address or a prefix.
+func (c *checker) publicAddress(field, a string) (netip.Prefix, bool) {
+	p, ok := prefixOf(a)
+	if !ok {
 		c.bad(field, `%q is no public address: "host", 203.0.113.7 or 203.0.113.0/28`, a)
 		return p, false
 	}

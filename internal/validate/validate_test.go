@@ -319,6 +319,14 @@ func TestNAT(t *testing.T) {
 		"below":                  {idle(core.Duration(4*time.Minute - 1)), "NATGateway/egress idleTimeout: 3m59.999999999s is not from 4m to 120m"},
 		"above":                  {idle(core.Duration(121 * time.Minute)), "NATGateway/egress idleTimeout: 2h1m0s is not from 4m to 120m"},
 		"never":                  {idle(core.Never), "NATGateway/egress idleTimeout: never is not from 4m to 120m"},
+		"half a second":          {idle(core.Duration(4*time.Minute + time.Second/2)), "NATGateway/egress idleTimeout: 4m0.5s is not a number of whole seconds"},
+		"another's": {func(w *world) {
+			w.nat.PublicAddresses = []string{"203.0.113.0/29"}
+			w.others = []core.Resource{&core.NATGateway{Name: "a", VNet: "corp", PublicAddresses: []string{"198.51.100.1", "203.0.113.7"}}}
+		}, p + "[0]: 203.0.113.0/29 overlaps 203.0.113.7 of NATGateway/a: replies find one NAT gateway only"},
+		"two as the host": {func(w *world) {
+			w.others = []core.Resource{&core.NATGateway{Name: "a", VNet: "corp", PublicAddresses: []string{"host"}}}
+		}, ""},
 	})
 }
 
