@@ -45,10 +45,13 @@ type LeaseState string
 // The states of a lease.
 const (
 	LeaseHeld        LeaseState = "held"
-	LeaseQuarantined LeaseState = "quarantined" // teardown confirmed, not yet reusable
+	LeaseQuarantined LeaseState = "quarantined" // ended, not yet reusable
+	// LeaseExpired is a lease that is held although its host has been silent for longer
+	// than the lease's time. It is shown, never stored: the address stays its owner's.
+	LeaseExpired LeaseState = "expired"
 )
 
-// Lease is the hold of one member on one address.
+// Lease is the hold of one member, its owner, on one address.
 type Lease struct {
 	Tenant     TenantID   `json:"tenant"`
 	VNet       string     `json:"vnet"`
@@ -57,11 +60,22 @@ type Lease struct {
 	Address    netip.Addr `json:"address"`
 	Member     string     `json:"member"`
 	Generation int64      `json:"generation"`
+	Gateway    string     `json:"gateway,omitempty"`
+	Host       string     `json:"host,omitempty"`
 	State      LeaseState `json:"state"`
 	AcquiredAt time.Time  `json:"acquiredAt"`
+	// RenewedAt is when the host last confirmed that it has the member, or the lease was
+	// taken, and ExpiresAt until when that is taken for granted.
+	RenewedAt time.Time `json:"renewedAt,omitzero"`
+	ExpiresAt time.Time `json:"expiresAt,omitzero"`
 	// ReusableAt is set when the lease is quarantined.
 	ReusableAt time.Time `json:"reusableAt,omitzero"`
+	// Reason says why the lease stands as it does; stored is that of its end alone.
+	Reason string `json:"reason,omitempty"`
 }
+
+// Ended reports whether nobody has the address any more.
+func (l Lease) Ended() bool { return l.State == LeaseQuarantined }
 
 // Host is a machine that runs members.
 type Host struct {

@@ -110,8 +110,8 @@ func (f *Fleet) tryAcquire(gw GatewayRef) (Grant, *wake) {
 // leastLoaded returns the ready member with the fewest queries. The caller holds mu.
 func (f *Fleet) leastLoaded(gatewayUID string) *member {
 	var best *member
-	for _, m := range f.live {
-		if m.GatewayUID != gatewayUID || !m.connected || m.draining || m.condemned != "" || m.State != core.MemberReady {
+	for _, m := range f.members[gatewayUID] {
+		if !m.connected || m.draining || m.condemned != "" || m.State != core.MemberReady {
 			continue
 		}
 		if best == nil || m.inflight < best.inflight || m.inflight == best.inflight && m.ID < best.ID {
@@ -220,8 +220,8 @@ func (f *Fleet) waitReady(gw GatewayRef, m *member) error {
 func (f *Fleet) starting(gatewayUID string) *member {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, m := range f.live {
-		if m.GatewayUID == gatewayUID && !m.draining && m.condemned == "" && m.State != core.MemberLeaving {
+	for _, m := range f.members[gatewayUID] {
+		if !m.draining && m.condemned == "" && m.State != core.MemberLeaving {
 			return m
 		}
 	}
@@ -318,11 +318,9 @@ func (f *Fleet) beginPause(ctx context.Context, gw GatewayRef) (mine []*member, 
 			return false
 		}
 		f.pausing[gw.UID] = paused
-		for _, m := range f.live {
-			if m.GatewayUID == gw.UID {
-				m.draining = true
-				mine = append(mine, m)
-			}
+		for _, m := range f.members[gw.UID] {
+			m.draining = true
+			mine = append(mine, m)
 		}
 		return true
 	})
@@ -355,8 +353,7 @@ func (f *Fleet) Abandon(gateway string, t core.TenantID, reason string) {
 	defer f.mu.Unlock()
 	for _, m := range f.live {
 		if m.Tenant == t && m.Gateway == gateway && m.State != core.MemberLeaving && m.condemned == "" {
-			m.condemned = reason // keep() does the rest
+			f.condemn(m, reason)
 		}
 	}
-	f.broadcast()
 }

@@ -35,6 +35,9 @@ type Options struct {
 	DrainTimeout time.Duration
 	// Quarantine is how long a released address rests. Default 30 s.
 	Quarantine time.Duration
+	// LeaseTime is for how long a lease counts as confirmed after a report of its host that
+	// has the member. Default 2 min.
+	LeaseTime time.Duration
 }
 
 // Fleet is the set of all members and hosts.
@@ -43,13 +46,17 @@ type Fleet struct {
 	log  *slog.Logger
 
 	mu      sync.Mutex
-	live    map[string]*member // by ID; those that are not gone
+	live    map[string]*member            // by ID; those that are not gone
+	members map[string]map[string]*member // the same, by gateway UID
 	hosts   map[string]*session
 	wakes   map[string]*wake         // by gateway UID
 	pausing map[string]chan struct{} // by gateway UID; closed at the pause's end
-	lastIP  map[subnetKey]lastAddress
-	changed chan struct{} // closed and replaced at every change
+	changed chan struct{}            // closed and replaced at every change
 	dirty   map[string]bool
+	urgent  chan struct{} // capacity 1: keep has something to do now
+
+	placing sync.Mutex // held while addresses change hands; taken before mu
+	spaces  *spaces    // under placing; nil: to be read from the store
 
 	stop context.CancelFunc
 	done context.Context
@@ -70,6 +77,9 @@ type member struct {
 	leasedAt       time.Time
 	injectedAt     time.Time
 	hostPhases     []core.Phase
+	confirmed      time.Time // when its host last reported that it has it
+	expires        time.Time // of its lease, as the store has it
+	expiryTold     bool
 }
 
 // New makes a fleet from what the store knows. Close ends it.
@@ -80,10 +90,12 @@ func New(ctx context.Context, opts Options) (*Fleet, error) {
 	opts.WakeTimeout = orDefault(opts.WakeTimeout, 30*time.Second)
 	opts.DrainTimeout = orDefault(opts.DrainTimeout, 30*time.Second)
 	opts.Quarantine = orDefault(opts.Quarantine, 30*time.Second)
+	opts.LeaseTime = orDefault(opts.LeaseTime, 2*time.Minute)
 	f := &Fleet{
 		opts: opts, log: opts.Logger,
-		live: map[string]*member{}, hosts: map[string]*session{}, wakes: map[string]*wake{}, pausing: map[string]chan struct{}{},
-		lastIP: map[subnetKey]lastAddress{}, changed: make(chan struct{}), dirty: map[string]bool{},
+		live: map[string]*member{}, members: map[string]map[string]*member{},
+		hosts: map[string]*session{}, wakes: map[string]*wake{}, pausing: map[string]chan struct{}{},
+		changed: make(chan struct{}), dirty: map[string]bool{}, urgent: make(chan struct{}, 1),
 	}
 	if err := f.load(ctx); err != nil {
 		return nil, err
@@ -125,6 +137,10 @@ func (f *Fleet) load(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		expires, err := expiries(tx)
+		if err != nil {
+			return err
+		}
 		version := map[string]int64{}
 		for _, h := range hosts {
 			version[h.Name] = h.GoalVersion
@@ -133,10 +149,40 @@ func (f *Fleet) load(ctx context.Context) error {
 			if m.State == core.MemberReady {
 				m.State = core.MemberInjected
 			}
-			f.live[m.ID] = &member{Member: m, since: f.opts.Now(), leavingVersion: version[m.Host]}
+			f.enlist(&member{Member: m, since: f.opts.Now(), leavingVersion: version[m.Host], expires: expires[key(m.ID, m.Generation)]})
 		}
 		return nil
 	})
+}
+
+// enlist begins to know a member. The caller holds mu, or has the fleet for itself.
+func (f *Fleet) enlist(m *member) {
+	f.live[m.ID] = m
+	if f.members[m.GatewayUID] == nil {
+		f.members[m.GatewayUID] = map[string]*member{}
+	}
+	f.members[m.GatewayUID][m.ID] = m
+}
+
+// discharge ends that. The caller holds mu.
+func (f *Fleet) discharge(m *member) {
+	delete(f.live, m.ID)
+	delete(f.dirty, m.ID)
+	delete(f.members[m.GatewayUID], m.ID)
+	if len(f.members[m.GatewayUID]) == 0 {
+		delete(f.members, m.GatewayUID)
+	}
+}
+
+// condemn says why a member must go; keep takes it out of the goal state. The caller
+// holds mu.
+func (f *Fleet) condemn(m *member, reason string) {
+	m.condemned = reason
+	select {
+	case f.urgent <- struct{}{}:
+	default:
+	}
+	f.broadcast()
 }
 
 // broadcast wakes everyone who waits for a change. The caller holds mu.
@@ -186,10 +232,8 @@ func (f *Fleet) InFlight(gatewayUID string) map[string]int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	out := map[string]int{}
-	for id, m := range f.live {
-		if m.GatewayUID == gatewayUID {
-			out[id] = m.inflight
-		}
+	for id, m := range f.members[gatewayUID] {
+		out[id] = m.inflight
 	}
 	return out
 }
@@ -285,6 +329,8 @@ func (f *Fleet) JoinRefused(id, tokenHash string) {
 	if m == nil || m.joinHash != tokenHash || !m.joinStored || m.condemned != "" || m.State == core.MemberLeaving {
 		return
 	}
-	m.condemned = "its host had lost it and injected it again"
-	f.broadcast()
+	f.condemn(m, injectedAgain)
 }
+
+// injectedAgain is why a member goes whose host had lost it.
+const injectedAgain = "its host had lost it and injected it again"

@@ -504,19 +504,26 @@ func TestForgetHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.Release()
-	if _, err := r.fleet.ForgetHost(r.t.Context(), "h", true); errs.ClassOf(err) != errs.Conflict {
+	var recorded []core.Lease
+	forget := func(force bool) (int, error) {
+		return r.fleet.ForgetHost(r.t.Context(), "h", force, "the machine burnt down", func(_ store.Tx, l core.Lease) error {
+			recorded = append(recorded, l)
+			return nil
+		})
+	}
+	if _, err := forget(true); errs.ClassOf(err) != errs.Conflict {
 		t.Errorf("forgetting a connected host: %v, want a conflict", err)
 	}
 	h.conn.Close()
 	r.eventually("it is gone", func() bool { return len(r.fleet.Hosts()) == 0 })
-	if _, err := r.fleet.ForgetHost(r.t.Context(), "h", false); errs.ClassOf(err) != errs.Conflict {
+	if _, err := forget(false); errs.ClassOf(err) != errs.Conflict {
 		t.Errorf("forgetting a host with members: %v, want a conflict", err)
 	}
-	n, err := r.fleet.ForgetHost(r.t.Context(), "h", true)
-	if err != nil || n != 1 {
-		t.Fatalf("got %d, %v; want one lease released", n, err)
+	n, err := forget(true)
+	if err != nil || n != 1 || len(recorded) != 1 || recorded[0].Member != g.Member.ID {
+		t.Fatalf("got %d, %v, recorded %+v; want one lease released", n, err, recorded)
 	}
-	if l := r.leases(); len(l) != 1 || l[0].State != core.LeaseQuarantined {
+	if l := r.leases(); len(l) != 1 || l[0].State != core.LeaseQuarantined || l[0].Reason != "the machine burnt down" {
 		t.Errorf("leases %+v, want the one in quarantine", l)
 	}
 }

@@ -174,9 +174,10 @@ func (f *Fleet) hasMembers(host string) bool {
 	return false
 }
 
-// ForgetHost forgets a host. With force it also ends the members of one that is lost
-// for good: their addresses are released, on the administrator's word alone.
-func (f *Fleet) ForgetHost(ctx context.Context, name string, force bool) (released int, err error) {
+// ForgetHost forgets a host. With force it also ends the members of one that is lost for
+// good: their addresses are released for the reason given, on the administrator's word
+// alone. record is called in the transaction of each.
+func (f *Fleet) ForgetHost(ctx context.Context, name string, force bool, reason string, record func(store.Tx, core.Lease) error) (released int, err error) {
 	f.mu.Lock()
 	connected := f.hosts[name] != nil
 	var mine []*member
@@ -194,10 +195,7 @@ func (f *Fleet) ForgetHost(ctx context.Context, name string, force bool) (releas
 			WithHint("start it again; or, if the machine is lost for good, --force releases their addresses")
 	}
 	for _, m := range mine {
-		if err := f.remove(ctx, m, "its host was forgotten"); err != nil {
-			return released, err
-		}
-		if err := f.confirmGone(ctx, m); err != nil {
+		if err := f.writeOff(ctx, m, "its host was forgotten", end{reason, record}); err != nil {
 			return released, err
 		}
 		released++
@@ -329,6 +327,9 @@ func (f *Fleet) report(ctx context.Context, s *session, r core.HostReport) {
 			m.joinHash, m.joinStored = o.JoinTokenHash, false
 			hashes[m] = o.JoinTokenHash
 		}
+		if o.Present {
+			m.confirmed, m.expiryTold = f.opts.Now(), false
+		}
 		f.observe(m, o)
 	}
 	var gone []*member
@@ -344,7 +345,7 @@ func (f *Fleet) report(ctx context.Context, s *session, r core.HostReport) {
 		f.storeHash(ctx, m, hash)
 	}
 	for _, m := range gone {
-		if err := f.confirmGone(ctx, m); err != nil && ctx.Err() == nil {
+		if err := f.confirmGone(ctx, m, end{reason: "host " + s.info.Name + " confirmed the teardown"}); err != nil && ctx.Err() == nil {
 			f.log.Warn("a teardown could not be stored; the host's next report brings it again", "member", m.ID, "error", err)
 		}
 	}
@@ -355,7 +356,7 @@ func (f *Fleet) observe(m *member, o core.ObservedMember) {
 	m.hostPhases = o.Phases
 	switch {
 	case o.Exit != "" && !o.Running && m.State != core.MemberLeaving && m.condemned == "":
-		m.condemned = o.Exit // keep() takes it out of the goal state
+		f.condemn(m, o.Exit)
 		f.log.Warn("member ended", "member", m.ID, "gateway", m.Gateway, "reason", o.Exit)
 		f.dirty[m.ID] = true
 	case o.Running && m.State == core.MemberPlaced:
@@ -371,12 +372,15 @@ func (f *Fleet) storeHash(ctx context.Context, m *member, hash string) {
 	err := f.opts.Store.Write(ctx, func(tx store.Tx) error { return tx.SetJoinHash(m.ID, m.Generation, hash) })
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err != nil {
+	switch {
+	case errs.ClassOf(err) == errs.Conflict && m.State != core.MemberLeaving && m.condemned == "":
+		f.condemn(m, injectedAgain) // it has joined before, with another token: this one can't
+	case err != nil:
 		f.log.Warn("a member's join token could not be stored", "member", m.ID, "error", err)
 		m.joinHash = "" // the next report tries again
-		return
+	default:
+		m.joinStored = m.joinHash == hash
 	}
-	m.joinStored = m.joinHash == hash
 }
 
 func key(id string, generation int64) string {

@@ -3,59 +3,53 @@ package fleet
 import (
 	"context"
 	"maps"
-	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/errs"
 	"github.com/sluice-gateway/sluice/internal/ident"
-	"github.com/sluice-gateway/sluice/internal/placement"
 	"github.com/sluice-gateway/sluice/internal/store"
 )
 
-type subnetKey struct{ vnetUID, subnet string }
-
-type lastAddress = netip.Addr
-
-// place chooses host and addresses for a new member, leases, and writes the goal
-// state's next version, all in one transaction; then it tells the host.
+// place puts a new member into the store and tells its host.
 func (f *Fleet) place(ctx context.Context, gw GatewayRef) (*member, error) {
-	var m core.Member
-	var everyone bool
-	err := f.opts.Store.Write(ctx, func(tx store.Tx) error {
-		var err error
-		m, err = f.plan(tx, gw)
-		if err != nil {
-			return err
-		}
-		if err := tx.PutMember(m); err != nil {
-			return err
-		}
-		if everyone, err = f.tellGroups(tx, m); err != nil {
-			return err
-		}
-		return tx.AcquireLease(core.Lease{
-			Tenant: m.Tenant, VNet: m.VNet, VNetUID: m.VNetUID, Subnet: m.Subnet, Address: m.Address,
-			Member: m.ID, Generation: m.Generation, State: core.LeaseHeld, AcquiredAt: m.CreatedAt,
-		}, m.CreatedAt)
-	})
+	m, everyone, err := f.storeNew(ctx, gw)
+	if errs.ClassOf(err) == errs.Conflict { // the index of addresses was not the store's
+		m, everyone, err = f.storeNew(ctx, gw)
+	}
 	if err != nil {
 		return nil, err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	live := &member{Member: m, since: m.CreatedAt, leasedAt: f.opts.Now()}
-	f.live[m.ID] = live
-	f.lastIP[subnetKey{m.VNetUID, m.Subnet}] = m.Address
+	live := &member{Member: m, since: m.CreatedAt, leasedAt: f.opts.Now(), expires: f.newLease(m).ExpiresAt}
+	f.enlist(live)
 	f.log.Info("member placed", "member", m.ID, "gateway", m.Gateway, "host", m.Host, "address", m.Address, "generation", m.Generation)
 	f.pushFor(m.Host, everyone)
 	f.broadcast()
 	return live, nil
 }
 
+// storeNew chooses host and addresses for a new member, leases, and writes the goal
+// state's next version, all in one transaction.
+func (f *Fleet) storeNew(ctx context.Context, gw GatewayRef) (m core.Member, everyone bool, err error) {
+	err = f.change(ctx, func(tx store.Tx, s *spaces) (err error) {
+		if m, err = f.plan(tx, s, gw); err != nil {
+			return err
+		}
+		if err = tx.PutMember(m); err != nil {
+			return err
+		}
+		if everyone, err = f.tellGroups(tx, m); err != nil {
+			return err
+		}
+		return tx.AcquireLease(f.newLease(m), m.CreatedAt)
+	})
+	return m, everyone, err
+}
+
 // plan decides about a new member from what the transaction sees.
-func (f *Fleet) plan(tx store.Tx, gw GatewayRef) (core.Member, error) {
+func (f *Fleet) plan(tx store.Tx, s *spaces, gw GatewayRef) (core.Member, error) {
 	none := core.Member{}
 	stored, err := tx.GetResource(gw.Tenant, core.KindGateway, gw.Name)
 	if err != nil {
@@ -69,11 +63,11 @@ func (f *Fleet) plan(tx store.Tx, gw GatewayRef) (core.Member, error) {
 	if err != nil {
 		return none, err
 	}
-	host, tunnel, err := f.planHost(tx)
+	host, tunnel, err := f.chooseHost(s)
 	if err != nil {
 		return none, err
 	}
-	address, err := f.planAddress(tx, vnet, spec)
+	address, of, err := f.chooseAddress(tx, s, vnet, spec)
 	if err != nil {
 		return none, err
 	}
@@ -81,12 +75,14 @@ func (f *Fleet) plan(tx store.Tx, gw GatewayRef) (core.Member, error) {
 	if err != nil {
 		return none, err
 	}
-	return core.Member{
+	m := core.Member{
 		ID: ident.New("m"), Tenant: gw.Tenant, Generation: version,
 		Gateway: gw.Name, GatewayUID: gw.UID, VNet: spec.VNet, VNetUID: vnet.UID, Subnet: spec.Subnet,
 		Host: host, Address: address, TunnelAddress: tunnel,
 		State: core.MemberPlaced, Size: spec.Size, CreatedAt: f.opts.Now(),
-	}, nil
+	}
+	s.take(m, of)
+	return m, nil
 }
 
 // tellGroups gives every host a new goal state if the member, by its coming or going,
@@ -100,44 +96,6 @@ func (f *Fleet) tellGroups(tx store.Tx, m core.Member) (bool, error) {
 		return false, err
 	}
 	return true, f.BumpGoals(tx)
-}
-
-func (f *Fleet) planHost(tx store.Tx) (string, netip.Addr, error) {
-	members, err := tx.ListMembers("", false)
-	if err != nil {
-		return "", netip.Addr{}, err
-	}
-	host, err := placement.ChooseHost(f.Hosts(), members)
-	if err != nil {
-		return "", netip.Addr{}, err
-	}
-	tunnel, err := placement.ChooseTunnelAddress(func(a netip.Addr) bool {
-		return slices.ContainsFunc(members, func(m core.Member) bool { return m.Host == host && m.TunnelAddress == a })
-	})
-	return host, tunnel, err
-}
-
-func (f *Fleet) planAddress(tx store.Tx, vnet core.Stored, gw *core.Gateway) (netip.Addr, error) {
-	leases, err := tx.ListLeases(vnet.Tenant)
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	now := f.opts.Now()
-	taken := map[netip.Addr]bool{}
-	for _, l := range leases {
-		if l.VNetUID == vnet.UID && (l.State == core.LeaseHeld || now.Before(l.ReusableAt)) {
-			taken[l.Address] = true
-		}
-	}
-	for _, s := range vnet.Spec.(*core.VirtualNetwork).Subnets {
-		if s.Name == gw.Subnet {
-			f.mu.Lock()
-			after := f.lastIP[subnetKey{vnet.UID, s.Name}]
-			f.mu.Unlock()
-			return placement.ChooseAddress(s.Prefix, after, func(a netip.Addr) bool { return taken[a] })
-		}
-	}
-	return netip.Addr{}, errs.New(errs.NotFound, "VirtualNetwork/%s has no subnet %s", vnet.Spec.ResourceName(), gw.Subnet)
 }
 
 // remove takes a member out of its host's goal state. The lease stays until the
@@ -179,19 +137,39 @@ func (f *Fleet) remove(ctx context.Context, m *member, reason string) error {
 	return nil
 }
 
-// confirmGone ends a member whose host no longer has anything of it: the lease goes
-// into quarantine.
-func (f *Fleet) confirmGone(ctx context.Context, m *member) error {
-	now := f.opts.Now()
+// end says how a member's teardown came to count as done.
+type end struct {
+	reason string                                // for the lease
+	record func(tx store.Tx, l core.Lease) error // nil: nothing more is to be written
+}
+
+// confirmGone ends a member of which nothing exists any more: the lease goes into
+// quarantine.
+func (f *Fleet) confirmGone(ctx context.Context, m *member, how end) error {
 	f.mu.Lock()
 	row := m.Member
 	f.mu.Unlock()
+	if row.State == core.MemberGone {
+		return nil
+	}
 	row.State = core.MemberGone
-	err := f.opts.Store.Write(ctx, func(tx store.Tx) error {
+	reusableAt := f.opts.Now().Add(f.opts.Quarantine)
+	lease := f.newLease(row)
+	err := f.change(ctx, func(tx store.Tx, s *spaces) error {
+		if have, err := tx.GetMember(row.ID); err == nil && have.State == core.MemberGone {
+			return nil // confirmed twice at once
+		}
 		if err := tx.PutMember(row); err != nil {
 			return err
 		}
-		return tx.QuarantineLease(row.Tenant, row.VNetUID, row.Address, row.ID, row.Generation, now.Add(f.opts.Quarantine))
+		if err := tx.QuarantineLease(lease, reusableAt, how.reason); err != nil {
+			return err
+		}
+		s.ended(row, reusableAt)
+		if how.record == nil {
+			return nil
+		}
+		return how.record(tx, lease)
 	})
 	if err != nil {
 		return err
@@ -199,15 +177,14 @@ func (f *Fleet) confirmGone(ctx context.Context, m *member) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	m.State = core.MemberGone
-	delete(f.live, m.ID)
-	delete(f.dirty, m.ID)
-	f.log.Info("member gone", "member", m.ID, "gateway", m.Gateway, "address", m.Address)
+	f.discharge(m)
+	f.log.Info("member gone", "member", m.ID, "gateway", m.Gateway, "address", m.Address, "reason", how.reason)
 	f.broadcast()
 	return nil
 }
 
 // keep looks after what no event announces: members that do not dial back, writes
-// that failed, rows that have served their time.
+// that failed, leases that nobody renews, rows that have served their time.
 func (f *Fleet) keep() {
 	defer f.wg.Done()
 	tick := time.NewTicker(time.Second)
@@ -218,8 +195,10 @@ func (f *Fleet) keep() {
 		case <-f.done.Done():
 			return
 		case <-tick.C:
+		case <-f.urgent:
 		}
 		f.saveDirty()
+		f.renew(f.done)
 		for m, reason := range f.overdue() {
 			if err := f.remove(f.done, m, reason); err != nil {
 				f.log.Warn("a member could not be removed, will try again", "member", m.ID, "error", err)
@@ -326,7 +305,7 @@ func (f *Fleet) sweep() {
 	defer f.mu.Unlock()
 	for _, m := range before {
 		if !gateways[m.GatewayUID] && m.condemned == "" && m.State != core.MemberLeaving && m.State != core.MemberGone {
-			m.condemned = "its gateway does not exist any more"
+			f.condemn(m, "its gateway does not exist any more")
 		}
 	}
 	f.broadcast()

@@ -6,7 +6,9 @@
 package placement
 
 import (
+	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/errs"
@@ -19,26 +21,23 @@ const reservedLow = 4
 // ChooseAddress returns the first free address of a subnet after the one given (the
 // last one handed out, so that a freed address rests as long as possible), round to
 // the start again.
-func ChooseAddress(subnet netip.Prefix, after netip.Addr, taken func(netip.Addr) bool) (netip.Addr, error) {
-	first, last := usable(subnet)
-	start := first
-	if after.IsValid() && subnet.Contains(after) && !after.Less(first) && after.Less(last) {
-		start = after.Next()
+func ChooseAddress(subnet core.Subnet, pool *Pool, after netip.Addr, now time.Time) (netip.Addr, error) {
+	if a, ok := pool.Next(after, now); ok {
+		return a, nil
 	}
-	for a := start; ; {
-		if !taken(a) {
-			return a, nil
-		}
-		if a == last {
-			a = first
-		} else {
-			a = a.Next()
-		}
-		if a == start {
-			return netip.Addr{}, errs.New(errs.Exhausted, "subnet %s has no free address", subnet).
-				WithHint("pause a gateway in it, or give the subnet a shorter prefix")
-		}
+	message := fmt.Sprintf("subnet %s (%s) has no free address: %d are leased", subnet.Name, subnet.Prefix, pool.Held())
+	hint := "pause a gateway in it, or give the subnet a shorter prefix"
+	if n, first := pool.Awaited(); n > 0 {
+		message += fmt.Sprintf(", %d rest until they may be used again", n)
+		hint = fmt.Sprintf("the first is free again at %s; or %s", first.UTC().Format(time.RFC3339), hint)
 	}
+	return netip.Addr{}, errs.New(errs.Exhausted, "%s", message).WithHint("%s", hint)
+}
+
+// FirstAddress returns the first address of a subnet that can be leased.
+func FirstAddress(subnet netip.Prefix) netip.Addr {
+	first, _ := usable(subnet)
+	return first
 }
 
 // usable returns the first and the last address of a subnet that can be leased.
@@ -59,35 +58,29 @@ func broadcast(p netip.Prefix) netip.Addr {
 	return netip.AddrFrom4(a)
 }
 
-// tunnelRange is where members' ends of tunnels come from. 169.254.0.0/24 is left to
-// hosts, 169.254.255.0/24 is reserved by RFC 3927.
-var tunnelRange = [2]netip.Addr{netip.AddrFrom4([4]byte{169, 254, 1, 0}), netip.AddrFrom4([4]byte{169, 254, 254, 255})}
+// TunnelPool makes a pool of the addresses that members' ends of tunnels have on one
+// host. 169.254.0.0/24 is left to hosts, 169.254.255.0/24 is reserved by RFC 3927.
+func TunnelPool() *Pool {
+	return NewPool(netip.AddrFrom4([4]byte{169, 254, 1, 0}), netip.AddrFrom4([4]byte{169, 254, 254, 255}))
+}
 
 // ChooseTunnelAddress returns the lowest link-local address that no member of a host holds.
-func ChooseTunnelAddress(taken func(netip.Addr) bool) (netip.Addr, error) {
-	for a := tunnelRange[0]; !tunnelRange[1].Less(a); a = a.Next() {
-		if !taken(a) {
-			return a, nil
-		}
+func ChooseTunnelAddress(pool *Pool) (netip.Addr, error) {
+	if a, ok := pool.Next(netip.Addr{}, time.Time{}); ok {
+		return a, nil
 	}
 	return netip.Addr{}, errs.New(errs.Exhausted, "the host has no free tunnel address")
 }
 
 // ChooseHost returns the connected host with the fewest members; by name where equal.
-func ChooseHost(hosts []core.Host, members []core.Member) (string, error) {
-	count := map[string]int{}
-	for _, m := range members {
-		if m.State != core.MemberGone {
-			count[m.Host]++
-		}
-	}
-	best := ""
+func ChooseHost(hosts []core.Host, count func(host string) int) (string, error) {
+	best, least := "", 0
 	for _, h := range hosts {
 		if !h.Connected {
 			continue
 		}
-		if best == "" || count[h.Name] < count[best] || count[h.Name] == count[best] && h.Name < best {
-			best = h.Name
+		if n := count(h.Name); best == "" || n < least || n == least && h.Name < best {
+			best, least = h.Name, n
 		}
 	}
 	if best == "" {

@@ -2,7 +2,9 @@ package placement
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -13,35 +15,31 @@ import (
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 func TestChooseAddress(t *testing.T) {
-	none := func(netip.Addr) bool { return false }
-	except := func(free ...string) func(netip.Addr) bool {
-		return func(a netip.Addr) bool {
-			for _, f := range free {
-				if a == addr(f) {
-					return false
-				}
-			}
-			return true
-		}
-	}
 	tests := []struct {
 		name   string
 		subnet string
 		after  netip.Addr
-		taken  func(netip.Addr) bool
+		taken  []string
 		want   string // "" means exhausted
 	}{
-		{"first of a /24 skips the reserved ones", "10.0.0.0/24", netip.Addr{}, none, "10.0.0.4"},
-		{"next after the last one handed out", "10.0.0.0/24", addr("10.0.0.9"), none, "10.0.0.10"},
-		{"round to the start after the last usable", "10.0.0.0/24", addr("10.0.0.254"), none, "10.0.0.4"},
-		{"never the broadcast address", "10.0.0.0/24", addr("10.0.0.253"), except("10.0.0.255", "10.0.0.5"), "10.0.0.5"},
-		{"a /29 has three", "10.0.0.8/29", netip.Addr{}, except("10.0.0.14"), "10.0.0.14"},
-		{"a full /29", "10.0.0.8/29", netip.Addr{}, except("10.0.0.8", "10.0.0.9", "10.0.0.10", "10.0.0.11", "10.0.0.15"), ""},
-		{"an address of another subnet says nothing", "10.0.0.0/24", addr("10.9.0.77"), none, "10.0.0.4"},
+		{"first of a /24 skips the reserved ones", "10.0.0.0/24", netip.Addr{}, nil, "10.0.0.4"},
+		{"next after the last one handed out", "10.0.0.0/24", addr("10.0.0.9"), nil, "10.0.0.10"},
+		{"round to the start after the last usable", "10.0.0.0/24", addr("10.0.0.254"), []string{"10.0.0.4"}, "10.0.0.5"},
+		{"never the broadcast address", "10.0.0.0/24", addr("10.0.0.253"), []string{"10.0.0.254"}, "10.0.0.4"},
+		{"a /29 has three", "10.0.0.8/29", netip.Addr{}, []string{"10.0.0.12", "10.0.0.13"}, "10.0.0.14"},
+		{"a full /29", "10.0.0.8/29", netip.Addr{}, []string{"10.0.0.12", "10.0.0.13", "10.0.0.14"}, ""},
+		{"an address of another subnet says nothing", "10.0.0.0/24", addr("10.9.0.77"), nil, "10.0.0.4"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := ChooseAddress(netip.MustParsePrefix(tt.subnet), tt.after, tt.taken)
+			prefix := netip.MustParsePrefix(tt.subnet)
+			pool := SubnetPool(prefix)
+			for _, a := range tt.taken {
+				if !pool.Take(addr(a)) {
+					t.Fatalf("%s could not be taken", a)
+				}
+			}
+			got, err := ChooseAddress(core.Subnet{Name: "s", Prefix: prefix}, pool, tt.after, time.Now())
 			if tt.want == "" {
 				if errs.ClassOf(err) != errs.Exhausted {
 					t.Fatalf("got %v, %v; want an error of class exhausted", got, err)
@@ -55,16 +53,36 @@ func TestChooseAddress(t *testing.T) {
 	}
 }
 
+// TestExhaustionSaysWhatIsAwaited: who waits for an address learns when one is free.
+func TestExhaustionSaysWhatIsAwaited(t *testing.T) {
+	prefix, now := netip.MustParsePrefix("10.0.0.8/29"), time.Date(2026, 11, 23, 10, 0, 0, 0, time.UTC)
+	pool := SubnetPool(prefix)
+	for _, a := range []string{"10.0.0.12", "10.0.0.13", "10.0.0.14"} {
+		pool.Take(addr(a))
+	}
+	pool.Rest(addr("10.0.0.13"), now.Add(time.Minute))
+	_, err := ChooseAddress(core.Subnet{Name: "s", Prefix: prefix}, pool, netip.Addr{}, now)
+	e := errs.As(err)
+	if e == nil || !strings.Contains(e.Message, "2 are leased, 1 rest") || !strings.Contains(e.Hint, "2026-11-23T10:01:00Z") {
+		t.Errorf("got %v, hint %q", err, e.Hint)
+	}
+	if a, err := ChooseAddress(core.Subnet{Name: "s", Prefix: prefix}, pool, netip.Addr{}, now.Add(time.Minute)); err != nil || a != addr("10.0.0.13") {
+		t.Errorf("a minute later: %v, %v", a, err)
+	}
+}
+
 func TestChooseHost(t *testing.T) {
 	hosts := []core.Host{{Name: "c", Connected: true}, {Name: "a", Connected: true}, {Name: "b"}}
-	members := []core.Member{
-		{Host: "a", State: core.MemberReady}, {Host: "c", State: core.MemberReady},
-		{Host: "c", State: core.MemberLeaving}, {Host: "a", State: core.MemberGone}, {Host: "a", State: core.MemberGone},
+	members := map[string]int{"a": 1, "c": 2}
+	count := func(host string) int { return members[host] }
+	if got, err := ChooseHost(hosts, count); err != nil || got != "a" {
+		t.Errorf("got %q, %v; want a: fewest members", got, err)
 	}
-	if got, err := ChooseHost(hosts, members); err != nil || got != "a" {
-		t.Errorf("got %q, %v; want a: fewest members that exist", got, err)
+	members["a"] = 2
+	if got, err := ChooseHost(hosts, count); err != nil || got != "a" {
+		t.Errorf("got %q, %v; want a: first by name", got, err)
 	}
-	if _, err := ChooseHost([]core.Host{{Name: "b"}}, nil); errs.ClassOf(err) != errs.Unavailable {
+	if _, err := ChooseHost([]core.Host{{Name: "b"}}, count); errs.ClassOf(err) != errs.Unavailable {
 		t.Errorf("no connected host: got %v; want class unavailable", err)
 	}
 }

@@ -147,8 +147,7 @@ func (s *Service) anyAddress(gatewayUID string, t core.TenantID, v core.GoalVNet
 	}
 	for _, sub := range v.Subnets {
 		if sub.Name == subnet {
-			a, _ := placement.ChooseAddress(sub.Prefix, netip.Addr{}, func(netip.Addr) bool { return false })
-			return a
+			return placement.FirstAddress(sub.Prefix)
 		}
 	}
 	return netip.Addr{}

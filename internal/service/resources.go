@@ -325,15 +325,18 @@ func (s *Service) forgetHost(ctx context.Context, p core.Principal, name string,
 	if !slices.ContainsFunc(hosts, func(h core.Host) bool { return h.Name == name }) {
 		return errs.New(errs.NotFound, "Host/%s does not exist", name).On("Host/"+name, "")
 	}
-	released, err := s.opts.Fleet.ForgetHost(ctx, name, force)
+	audit := func(tx store.Tx, object, note string) error {
+		return tx.Audit(store.AuditEntry{At: s.now(), Tenant: p.Tenant, Who: p.Name, Act: "delete", Object: object, Note: note})
+	}
+	reason := "released by " + p.Name + ", who had its host forgotten"
+	released, err := s.opts.Fleet.ForgetHost(ctx, name, force, reason, func(tx store.Tx, l core.Lease) error {
+		return audit(tx, "Lease/"+l.Address.String(), fmt.Sprintf("released by force: member %s on host %s", l.Member, l.Host))
+	})
 	if err != nil {
 		return err
 	}
 	return s.opts.Store.Write(ctx, func(tx store.Tx) error {
-		return tx.Audit(store.AuditEntry{
-			At: s.now(), Tenant: p.Tenant, Who: p.Name, Act: "delete", Object: "Host/" + name,
-			Note: fmt.Sprintf("force %t: %d leases released without their host's confirmation", force, released),
-		})
+		return audit(tx, "Host/"+name, fmt.Sprintf("force %t: %d leases released without their host's confirmation", force, released))
 	})
 }
 

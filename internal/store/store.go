@@ -9,7 +9,6 @@ package store
 
 import (
 	"context"
-	"net/netip"
 	"time"
 
 	"github.com/sluice-gateway/sluice/internal/core"
@@ -69,6 +68,7 @@ type Members interface {
 	ListMembers(t core.TenantID, gone bool) ([]core.Member, error)
 	// SetJoinHash stores the hash of a member's one-time token if the generation is
 	// still the member's; the same hash again is not a change, and a used one stays used.
+	// Conflict if the generation has joined with another one.
 	SetJoinHash(id string, generation int64, hash string) error
 	// UseJoinHash consumes the token: once only.
 	UseJoinHash(id, hash string) (core.Member, error)
@@ -81,9 +81,13 @@ type Leases interface {
 	// AcquireLease inserts; Conflict says who holds the address. A quarantined lease
 	// whose ReusableAt is past stands in nobody's way.
 	AcquireLease(l core.Lease, now time.Time) error
-	// QuarantineLease is the way in which a held lease ends. It changes nothing unless
-	// member and generation are the holder's.
-	QuarantineLease(t core.TenantID, vnetUID string, a netip.Addr, member string, generation int64, reusableAt time.Time) error
+	// RenewLease notes that the host has confirmed a held lease. It changes nothing
+	// unless member and generation are the holder's.
+	RenewLease(l core.Lease, renewedAt, expiresAt time.Time) error
+	// QuarantineLease is the way in which a held lease ends, for a reason. It changes
+	// nothing unless member and generation are the holder's. Of one that is quarantined
+	// already, it can only bring the end forward.
+	QuarantineLease(l core.Lease, reusableAt time.Time, reason string) error
 	// ListLeases returns held and quarantined leases, of every tenant for "".
 	ListLeases(t core.TenantID) ([]core.Lease, error)
 	// PurgeLeases deletes quarantined leases whose ReusableAt is past.
@@ -119,24 +123,30 @@ type Queries interface {
 	PurgeQueries(before time.Time) error
 }
 
-// AuditEntry is one administrative act.
+// AuditEntry is one administrative act. It holds no secret. ID is given by the store.
 type AuditEntry struct {
-	At     time.Time
-	Tenant core.TenantID
-	Who    string
-	Act    string // "apply", "delete", "wake", …
-	Object string // "Gateway/corp-bi"
-	Note   string
+	ID     int64         `json:"id"`
+	At     time.Time     `json:"at"`
+	Tenant core.TenantID `json:"tenant"`
+	Who    string        `json:"who"`
+	Act    string        `json:"act"`            // "apply", "delete", "release", "wake", …
+	Object string        `json:"object"`         // "Gateway/corp-bi"
+	Note   string        `json:"note,omitempty"` // what came of it
+	Why    string        `json:"why,omitempty"`  // the reason that was given
 }
 
-// Access is tokens and the audit log.
+// Access is tokens and the audit log, which is only ever appended to.
 type Access interface {
 	// PutToken stores the hash of a bearer token and whose it is.
 	PutToken(hash []byte, p core.Principal) error
 	FindToken(hash []byte) (core.Principal, error)
 	CountTokens() (int, error)
 	Audit(e AuditEntry) error
+	GetAudit(t core.TenantID, id int64) (AuditEntry, error)
+	// ListAudit returns the newest entries first; 100 without a limit.
 	ListAudit(t core.TenantID, limit int) ([]AuditEntry, error)
+	// PurgeAudit deletes the entries from before a time.
+	PurgeAudit(before time.Time) error
 	// Setting and PutSetting keep small values of the installation, such as its ID.
 	Setting(name string) (string, error)
 	PutSetting(name, value string) error

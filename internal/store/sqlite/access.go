@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"database/sql"
 	"errors"
+	"fmt"
+	"strconv"
+	"time"
 
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/errs"
@@ -40,19 +43,37 @@ func (t *tx) CountTokens() (int, error) {
 }
 
 func (t *tx) Audit(e store.AuditEntry) error {
-	_, err := t.exec("write the audit log", "INSERT INTO audit (at, tenant, who, act, object, note) VALUES (?, ?, ?, ?, ?, ?)",
-		nanos(e.At), e.Tenant, e.Who, e.Act, e.Object, e.Note)
+	_, err := t.exec("write the audit log", "INSERT INTO audit (at, tenant, who, act, object, note, why) VALUES (?, ?, ?, ?, ?, ?, ?)",
+		nanos(e.At), e.Tenant, e.Who, e.Act, e.Object, e.Note, e.Why)
 	return err
+}
+
+const auditColumns = "id, at, tenant, who, act, object, note, why"
+
+func scanAudit(row scanner) (store.AuditEntry, error) {
+	var e store.AuditEntry
+	err := row.Scan(&e.ID, timeColumn{&e.At}, &e.Tenant, &e.Who, &e.Act, &e.Object, &e.Note, &e.Why)
+	return e, err
+}
+
+func (t *tx) GetAudit(tenant core.TenantID, id int64) (store.AuditEntry, error) {
+	return one(t, fmt.Sprintf("audit entry %d", id), "SELECT "+auditColumns+" FROM audit WHERE tenant = ? AND id = ?", []any{tenant, id}, scanAudit)
 }
 
 // ListAudit implements store.Access, newest first; 100 entries without a limit.
 func (t *tx) ListAudit(tenant core.TenantID, n int) ([]store.AuditEntry, error) {
-	return list(t, "read the audit log", "SELECT at, tenant, who, act, object, note FROM audit WHERE tenant = ? ORDER BY id DESC LIMIT ?",
-		[]any{tenant, limit(n)}, func(row scanner) (store.AuditEntry, error) {
-			var e store.AuditEntry
-			err := row.Scan(timeColumn{&e.At}, &e.Tenant, &e.Who, &e.Act, &e.Object, &e.Note)
-			return e, err
-		})
+	return list(t, "read the audit log", "SELECT "+auditColumns+" FROM audit WHERE tenant = ? ORDER BY id DESC LIMIT ?",
+		[]any{tenant, limit(n)}, scanAudit)
+}
+
+// PurgeAudit implements store.Access. The schema lets entries go only from before the
+// time that this setting names.
+func (t *tx) PurgeAudit(before time.Time) error {
+	if err := t.PutSetting("audit.kept-since", strconv.FormatInt(nanos(before), 10)); err != nil {
+		return err
+	}
+	_, err := t.exec("purge the audit log", "DELETE FROM audit WHERE at < ?", nanos(before))
+	return err
 }
 
 func (t *tx) Setting(name string) (string, error) {

@@ -106,7 +106,8 @@ func TestSchemaHoldsWithoutTheCode(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	lease := "INSERT INTO leases VALUES ('t','v','10.0.0.4','v','s','%s',1,'%s',1,%d)"
+	lease := "INSERT INTO leases (tenant,vnet_uid,address,vnet,subnet,member,generation,state,acquired_at,reusable_at) VALUES ('t','v','10.0.0.4','v','s','%s',1,'%s',1,%d)"
+	audit := "INSERT INTO audit (at,tenant,who,act,object,note) VALUES (%d,'t','','','','')"
 	member := "INSERT INTO members (id,tenant,generation,gateway,gateway_uid,vnet,vnet_uid,subnet,host,address,tunnel_address,state,reason,cpus,memory_mib,created_at,ready_at,gone_at) " +
 		"VALUES ('%s','t',1,'','','','','','h','','169.254.0.1','%s','',1,1,1,0,%d)"
 	resource := "INSERT INTO resources VALUES ('%s','t','Gateway','%s',1,1,1,'{}')"
@@ -119,6 +120,21 @@ func TestSchemaHoldsWithoutTheCode(t *testing.T) {
 		{fmt.Sprintf(lease, "b", "quarantined", 5), false},
 		{"UPDATE leases SET state = 'lost'", false},
 		{"UPDATE leases SET reusable_at = 5", false},
+		{"UPDATE leases SET member = 'b'", false},
+		{"UPDATE leases SET generation = 2", false},
+		{"UPDATE leases SET address = '10.0.0.5'", false},
+		{"DELETE FROM leases", false}, // it is held
+		{"UPDATE leases SET expires_at = 7", true},
+		{"UPDATE leases SET state = 'quarantined', reusable_at = 5", true},
+		{"UPDATE leases SET state = 'held', reusable_at = 0", false},
+		{"DELETE FROM leases", true},
+		{fmt.Sprintf(audit, 5), true},
+		{fmt.Sprintf(audit, 9), true},
+		{"UPDATE audit SET who = 'nobody'", false},
+		{"DELETE FROM audit", false},
+		{"INSERT INTO settings VALUES ('audit.kept-since', '7')", true},
+		{"DELETE FROM audit", false},
+		{"DELETE FROM audit WHERE at < 7", true},
 		{fmt.Sprintf(member, "a", "leaving", 0), true},
 		{fmt.Sprintf(member, "b", "placed", 0), false},
 		{fmt.Sprintf(member, "b", "gone", 0), false},
@@ -134,6 +150,38 @@ func TestSchemaHoldsWithoutTheCode(t *testing.T) {
 		if _, err := db.Exec(c.statement); (err == nil) != c.ok {
 			t.Errorf("%s: %v", c.statement, err)
 		}
+	}
+}
+
+// TestFirstSchemaIsBroughtUpToDate: what a first version wrote stands, each lease with the
+// host and the gateway of its member.
+func TestFirstSchemaIsBroughtUpToDate(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "s.db")
+	first, err := os.ReadFile("migrations/0001_initial.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw(t, path, string(first), "PRAGMA user_version = 1; PRAGMA application_id = 0x534c4345",
+		"INSERT INTO leases VALUES ('t','v','10.0.0.4','corp','s','a',1,'held',5,0)",
+		"INSERT INTO members (id,tenant,generation,gateway,gateway_uid,vnet,vnet_uid,subnet,host,address,tunnel_address,state,reason,cpus,memory_mib,created_at,ready_at,gone_at) "+
+			"VALUES ('a','t',1,'bi','','corp','v','s','h','10.0.0.4','169.254.0.1','ready','',1,1,1,0,0)",
+		"INSERT INTO audit (at,tenant,who,act,object,note) VALUES (5,'t','ann','apply','Gateway/bi','created')")
+	s := open(t, path)
+	defer closed(t, s)
+	err = s.Read(t.Context(), func(tx store.Tx) error {
+		leases, err := tx.ListLeases("t")
+		if err != nil || len(leases) != 1 || leases[0].Host != "h" || leases[0].Gateway != "bi" || leases[0].ExpiresAt.UnixNano() != 5 {
+			t.Errorf("leases %+v, %v", leases, err)
+		}
+		entries, err := tx.ListAudit("t", 0)
+		if err != nil || len(entries) != 1 || entries[0].Who != "ann" || entries[0].Why != "" {
+			t.Errorf("audit %+v, %v", entries, err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
 
@@ -180,7 +228,7 @@ func TestOpenRefuses(t *testing.T) {
 			func(t *testing.T, path string) {
 				closed(t, open(t, path))
 				raw(t, path, "PRAGMA user_version = 99")
-			}, errs.Invalid, "schema version 99, this program knows up to 1",
+			}, errs.Invalid, "schema version 99, this program knows up to 2",
 		},
 		"another program's database": {
 			func(t *testing.T, path string) { raw(t, path, "CREATE TABLE mine (a)") },

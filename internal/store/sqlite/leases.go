@@ -3,7 +3,6 @@ package sqlite
 import (
 	"cmp"
 	"fmt"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -11,12 +10,13 @@ import (
 	"github.com/sluice-gateway/sluice/internal/errs"
 )
 
-const leaseColumns = "tenant, vnet_uid, address, vnet, subnet, member, generation, state, acquired_at, reusable_at"
+const leaseColumns = `tenant, vnet_uid, address, vnet, subnet, member, generation, gateway, host, state,
+	acquired_at, renewed_at, expires_at, reusable_at, reason`
 
 func scanLease(row scanner) (core.Lease, error) {
 	var l core.Lease
-	err := row.Scan(&l.Tenant, &l.VNetUID, addrColumn{&l.Address}, &l.VNet, &l.Subnet, &l.Member, &l.Generation, &l.State,
-		timeColumn{&l.AcquiredAt}, timeColumn{&l.ReusableAt})
+	err := row.Scan(&l.Tenant, &l.VNetUID, addrColumn{&l.Address}, &l.VNet, &l.Subnet, &l.Member, &l.Generation, &l.Gateway, &l.Host, &l.State,
+		timeColumn{&l.AcquiredAt}, timeColumn{&l.RenewedAt}, timeColumn{&l.ExpiresAt}, timeColumn{&l.ReusableAt}, &l.Reason)
 	return l, err
 }
 
@@ -28,8 +28,9 @@ func (t *tx) AcquireLease(l core.Lease, now time.Time) error {
 		l.Tenant, l.VNetUID, address(l.Address), nanos(now)); err != nil {
 		return err
 	}
-	_, err := t.exec(doing, "INSERT INTO leases ("+leaseColumns+") VALUES (?, ?, ?, ?, ?, ?, ?, 'held', ?, 0)",
-		l.Tenant, l.VNetUID, address(l.Address), l.VNet, l.Subnet, l.Member, l.Generation, nanos(l.AcquiredAt))
+	_, err := t.exec(doing, "INSERT INTO leases ("+leaseColumns+") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'held', ?, ?, ?, 0, '')",
+		l.Tenant, l.VNetUID, address(l.Address), l.VNet, l.Subnet, l.Member, l.Generation, l.Gateway, l.Host,
+		nanos(l.AcquiredAt), nanos(l.RenewedAt), nanos(l.ExpiresAt))
 	if isUnique(err) {
 		return t.leaseConflict(l)
 	}
@@ -50,10 +51,20 @@ func (t *tx) leaseConflict(l core.Lease) error {
 		l.Member, l.Generation, l.Address, l.VNet, state, h.Member, h.Generation)
 }
 
-func (t *tx) QuarantineLease(tenant core.TenantID, vnetUID string, a netip.Addr, member string, generation int64, reusableAt time.Time) error {
-	_, err := t.exec(fmt.Sprintf("quarantine %s", a), `UPDATE leases SET state = 'quarantined', reusable_at = ?
-		WHERE tenant = ? AND vnet_uid = ? AND address = ? AND member = ? AND generation = ? AND state = 'held'`,
-		nanos(reusableAt), tenant, vnetUID, address(a), member, generation)
+// ofHolder picks the row of a lease, if it is still its holder's.
+const ofHolder = "tenant = ? AND vnet_uid = ? AND address = ? AND member = ? AND generation = ?"
+
+func (t *tx) RenewLease(l core.Lease, renewedAt, expiresAt time.Time) error {
+	_, err := t.exec(fmt.Sprintf("renew the lease of %s", l.Address), "UPDATE leases SET renewed_at = ?, expires_at = ? WHERE state = 'held' AND "+ofHolder,
+		nanos(renewedAt), nanos(expiresAt), l.Tenant, l.VNetUID, address(l.Address), l.Member, l.Generation)
+	return err
+}
+
+// QuarantineLease implements store.Leases.
+func (t *tx) QuarantineLease(l core.Lease, reusableAt time.Time, reason string) error {
+	_, err := t.exec(fmt.Sprintf("quarantine %s", l.Address),
+		"UPDATE leases SET state = 'quarantined', reusable_at = ?, reason = ? WHERE (state = 'held' OR reusable_at > ?) AND "+ofHolder,
+		nanos(reusableAt), reason, nanos(reusableAt), l.Tenant, l.VNetUID, address(l.Address), l.Member, l.Generation)
 	return err
 }
 

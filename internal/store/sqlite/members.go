@@ -73,12 +73,15 @@ func (t *tx) SetJoinHash(id string, generation int64, hash string) error {
 		return errs.New(errs.Internal, "member %s: an empty join hash", id)
 	}
 	n, err := t.exec("store the join hash of member "+id,
-		"UPDATE members SET join_hash = ? WHERE id = ? AND generation = ? AND join_used = 0", hash, id, generation)
+		"UPDATE members SET join_hash = ? WHERE id = ? AND generation = ? AND (join_used = 0 OR join_hash = ?)", hash, id, generation, hash)
 	if err != nil || n > 0 {
 		return err
 	}
-	_, err = t.GetMember(id)
-	return err
+	m, err := t.GetMember(id)
+	if err != nil || m.Generation != generation {
+		return err
+	}
+	return errs.New(errs.Conflict, "member %s of generation %d has joined already, with another token", id, generation)
 }
 
 // UseJoinHash implements store.Members. A member that is gone joins no more.

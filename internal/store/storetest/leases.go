@@ -13,7 +13,8 @@ import (
 func lease(member string, generation int64) core.Lease {
 	return core.Lease{
 		Tenant: tenant, VNet: "v", VNetUID: "uv", Subnet: "s", Address: addr(4),
-		Member: member, Generation: generation, State: core.LeaseHeld, AcquiredAt: now(),
+		Member: member, Generation: generation, Gateway: "g", Host: "h1", State: core.LeaseHeld,
+		AcquiredAt: now(), RenewedAt: now(), ExpiresAt: now().Add(time.Minute),
 	}
 }
 
@@ -23,7 +24,7 @@ func acquire(l core.Lease, at time.Time) func(store.Tx) error {
 
 func quarantine(member string, generation int64, until time.Time) func(store.Tx) error {
 	return func(tx store.Tx) error {
-		return tx.QuarantineLease(tenant, "uv", addr(4), member, generation, until)
+		return tx.QuarantineLease(lease(member, generation), until, "confirmed")
 	}
 }
 
@@ -81,6 +82,56 @@ func leases() map[string]func(h *harness) {
 	}
 }
 
+// ending ends the lease of member m-1, generation 2, or of something near it.
+func ending(change func(*core.Lease)) func(store.Tx) error {
+	l := lease("m-1", 2)
+	change(&l)
+	return func(tx store.Tx) error { return tx.QuarantineLease(l, now().Add(time.Minute), "confirmed") }
+}
+
+func renewals() map[string]func(h *harness) {
+	later := now().Add(time.Hour)
+	renew := func(l core.Lease) func(store.Tx) error {
+		return func(tx store.Tx) error { return tx.RenewLease(l, later, later.Add(time.Minute)) }
+	}
+	renewed := lease("m-1", 1)
+	renewed.RenewedAt, renewed.ExpiresAt = later, later.Add(time.Minute)
+	return map[string]func(h *harness){
+		"a lease is renewed for its holder alone": func(h *harness) {
+			h.write(acquire(lease("m-1", 1), now()))
+			h.write(renew(lease("m-1", 2)))
+			h.write(renew(lease("m-2", 1)))
+			h.leasesAre(lease("m-1", 1))
+			h.write(renew(lease("m-1", 1)))
+			h.leasesAre(renewed)
+		},
+		"a lease that has expired is held all the same": func(h *harness) {
+			h.write(acquire(lease("m-1", 1), now()))
+			year := now().Add(365 * 24 * time.Hour)
+			h.refused(errs.Conflict, acquire(lease("m-2", 1), year), "m-1")
+			h.write(func(tx store.Tx) error { return tx.PurgeLeases(year) })
+			h.leasesAre(lease("m-1", 1))
+		},
+		"a lease that has ended is not renewed": func(h *harness) {
+			h.write(acquire(lease("m-1", 1), now()))
+			h.write(quarantine("m-1", 1, now().Add(time.Minute)))
+			h.write(renew(lease("m-1", 1)))
+			ended := lease("m-1", 1)
+			ended.State, ended.ReusableAt, ended.Reason = core.LeaseQuarantined, now().Add(time.Minute), "confirmed"
+			h.leasesAre(ended)
+		},
+		"a quarantine can be brought forward, not drawn out": func(h *harness) {
+			h.write(acquire(lease("m-1", 1), now()))
+			h.write(quarantine("m-1", 1, later))
+			h.write(quarantine("m-1", 1, later.Add(time.Hour)))
+			h.refused(errs.Conflict, acquire(lease("m-2", 1), later.Add(-time.Nanosecond)))
+			h.write(quarantine("m-1", 1, now()))
+			h.write(acquire(lease("m-2", 1), now()))
+			h.leasesAre(lease("m-2", 1))
+		},
+	}
+}
+
 func quarantines() map[string]func(h *harness) {
 	until := now().Add(time.Minute)
 	return map[string]func(h *harness){
@@ -88,9 +139,8 @@ func quarantines() map[string]func(h *harness) {
 			h.write(acquire(lease("m-1", 2), now()))
 			for _, end := range []func(store.Tx) error{
 				quarantine("m-1", 1, until), quarantine("m-1", 3, until), quarantine("m-2", 2, until),
-				func(tx store.Tx) error { return tx.QuarantineLease("t2", "uv", addr(4), "m-1", 2, until) },
-				func(tx store.Tx) error { return tx.QuarantineLease(tenant, "uv2", addr(4), "m-1", 2, until) },
-				func(tx store.Tx) error { return tx.QuarantineLease(tenant, "uv", addr(5), "m-1", 2, until) },
+				ending(func(l *core.Lease) { l.Tenant = "t2" }), ending(func(l *core.Lease) { l.VNetUID = "uv2" }),
+				ending(func(l *core.Lease) { l.Address = addr(5) }),
 			} {
 				h.write(end)
 			}
@@ -100,7 +150,7 @@ func quarantines() map[string]func(h *harness) {
 			h.write(acquire(lease("m-1", 1), now()))
 			h.write(quarantine("m-1", 1, until))
 			ended := lease("m-1", 1)
-			ended.State, ended.ReusableAt = core.LeaseQuarantined, until
+			ended.State, ended.ReusableAt, ended.Reason = core.LeaseQuarantined, until, "confirmed"
 			h.leasesAre(ended)
 			h.refused(errs.Conflict, acquire(lease("m-2", 1), until.Add(-time.Nanosecond)), "m-1", "m-2", "quarantined")
 			h.refused(errs.Conflict, acquire(lease("m-1", 1), now()))

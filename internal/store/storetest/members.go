@@ -144,7 +144,7 @@ func joinHashes() map[string]func(h *harness) {
 			h.write(use("aa"))
 			h.write(set(1, "aa"))
 			h.refused(errs.Conflict, use("aa"))
-			h.write(set(1, "bb")) // of the same generation: it has joined
+			h.refused(errs.Conflict, set(1, "bb"), "m-1", "joined") // of the same generation
 			if err := h.store.Write(h.ctx(), use("bb")); err == nil {
 				h.Error("a second hash of one generation was used")
 			}

@@ -183,26 +183,6 @@ func access() map[string]func(h *harness) {
 			h.missing(func(tx store.Tx) error { _, err := tx.FindToken([]byte("other")); return err })
 			h.missing(func(tx store.Tx) error { _, err := tx.FindToken(nil); return err })
 		},
-		"the audit log is listed newest first, per tenant": func(h *harness) {
-			entry := func(i int, t core.TenantID) store.AuditEntry {
-				return store.AuditEntry{At: now(), Tenant: t, Who: "root", Act: "apply", Object: fmt.Sprintf("Gateway/%d", i), Note: "n"}
-			}
-			h.write(func(tx store.Tx) error {
-				for i := range 3 {
-					if err := tx.Audit(entry(i, tenant)); err != nil {
-						return err
-					}
-				}
-				return tx.Audit(entry(9, "t2"))
-			})
-			h.read(func(tx store.Tx) error {
-				got, err := tx.ListAudit(tenant, 0)
-				h.same([]store.AuditEntry{entry(2, tenant), entry(1, tenant), entry(0, tenant)}, got)
-				got, _ = tx.ListAudit(tenant, 1)
-				h.same([]store.AuditEntry{entry(2, tenant)}, got)
-				return err
-			})
-		},
 		"a setting is kept and replaced": func(h *harness) {
 			h.missing(func(tx store.Tx) error { _, err := tx.Setting("id"); return err })
 			for _, v := range []string{"1", "", "two"} {
@@ -213,6 +193,61 @@ func access() map[string]func(h *harness) {
 					return err
 				})
 			}
+		},
+	}
+}
+
+// audited is the i-th entry that a test writes, with the ID that the store gives it.
+func audited(i int, t core.TenantID) store.AuditEntry {
+	return store.AuditEntry{
+		ID: int64(i), At: now().Add(time.Duration(i) * time.Hour), Tenant: t, Who: "root", Act: "apply", Object: fmt.Sprintf("Gateway/%d", i), Note: "n", Why: "w",
+	}
+}
+
+func audits() map[string]func(h *harness) {
+	write := func(h *harness) {
+		h.Helper()
+		h.write(func(tx store.Tx) error {
+			for i, t := range []core.TenantID{tenant, tenant, tenant, "t2"} {
+				if err := tx.Audit(audited(i+1, t)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	listed := func(h *harness, limit int, want ...store.AuditEntry) {
+		h.Helper()
+		h.read(func(tx store.Tx) error {
+			got, err := tx.ListAudit(tenant, limit)
+			h.same(want, got)
+			return err
+		})
+	}
+	return map[string]func(h *harness){
+		"the audit log is listed newest first, per tenant": func(h *harness) {
+			write(h)
+			listed(h, 0, audited(3, tenant), audited(2, tenant), audited(1, tenant))
+			listed(h, 1, audited(3, tenant))
+			h.read(func(tx store.Tx) error {
+				got, err := tx.GetAudit(tenant, 2)
+				h.same(audited(2, tenant), got)
+				return err
+			})
+			h.missing(func(tx store.Tx) error { _, err := tx.GetAudit("t2", 2); return err })
+		},
+		"of the audit log only what is old goes": func(h *harness) {
+			write(h)
+			h.write(func(tx store.Tx) error { return tx.PurgeAudit(audited(2, tenant).At) })
+			listed(h, 0, audited(3, tenant), audited(2, tenant))
+			h.write(func(tx store.Tx) error { return tx.Audit(store.AuditEntry{At: now(), Tenant: tenant}) })
+			h.read(func(tx store.Tx) error {
+				got, err := tx.ListAudit(tenant, 1)
+				if len(got) != 1 || got[0].ID != 5 {
+					h.Errorf("after a purge the next entry is %+v: an ID came back", got)
+				}
+				return err
+			})
 		},
 	}
 }

@@ -1,0 +1,145 @@
+package fleet
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/placement"
+	"github.com/sluice-gateway/sluice/internal/store"
+)
+
+// spaces is an index of the addresses that the store knows to be taken, so that placing a
+// member does not read them all. It is read from the store once and changes with the
+// store; where the two might differ, it is thrown away. The store's constraints have the
+// last word.
+type spaces struct {
+	subnets map[subnetKey]*space
+	tunnels map[string]*placement.Pool // by host
+	changed bool                       // in the Write under way
+}
+
+type subnetKey struct {
+	vnetUID string
+	prefix  netip.Prefix
+}
+
+// space is the addresses of one subnet.
+type space struct {
+	pool *placement.Pool
+	last netip.Addr // the last one handed out
+}
+
+// change runs a Write in which members take or give back addresses.
+func (f *Fleet) change(ctx context.Context, fn func(tx store.Tx, s *spaces) error) error {
+	f.placing.Lock()
+	defer f.placing.Unlock()
+	err := f.opts.Store.Write(ctx, func(tx store.Tx) error {
+		if f.spaces == nil {
+			s, err := readSpaces(tx)
+			if err != nil {
+				return err
+			}
+			f.spaces = s
+		}
+		f.spaces.changed = false
+		return fn(tx, f.spaces)
+	})
+	if err != nil && f.spaces != nil && (f.spaces.changed || errs.ClassOf(err) == errs.Conflict) {
+		f.spaces = nil
+	}
+	return err
+}
+
+func readSpaces(tx store.Tx) (*spaces, error) {
+	members, err := tx.ListMembers("", false)
+	if err != nil {
+		return nil, err
+	}
+	s := &spaces{subnets: map[subnetKey]*space{}, tunnels: map[string]*placement.Pool{}}
+	for _, m := range members {
+		s.tunnel(m.Host).Take(m.TunnelAddress)
+	}
+	return s, nil
+}
+
+func (s *spaces) tunnel(host string) *placement.Pool {
+	if s.tunnels[host] == nil {
+		s.tunnels[host] = placement.TunnelPool()
+	}
+	return s.tunnels[host]
+}
+
+// subnet returns the addresses of a subnet, read from the transaction the first time.
+func (s *spaces) subnet(tx store.Tx, vnet core.Stored, prefix netip.Prefix) (*space, error) {
+	key := subnetKey{vnet.UID, prefix}
+	if s.subnets[key] != nil {
+		return s.subnets[key], nil
+	}
+	leases, err := tx.ListLeases(vnet.Tenant)
+	if err != nil {
+		return nil, err
+	}
+	sp := &space{pool: placement.SubnetPool(prefix)}
+	var newest time.Time
+	for _, l := range leases {
+		if l.VNetUID != vnet.UID || !sp.pool.Take(l.Address) {
+			continue
+		}
+		if l.Ended() {
+			sp.pool.Rest(l.Address, l.ReusableAt)
+		}
+		if l.AcquiredAt.After(newest) {
+			newest, sp.last = l.AcquiredAt, l.Address
+		}
+	}
+	s.subnets[key] = sp
+	return sp, nil
+}
+
+// take notes what a new member holds.
+func (s *spaces) take(m core.Member, of *space) {
+	s.changed = true
+	s.tunnel(m.Host).Take(m.TunnelAddress)
+	of.pool.Take(m.Address)
+	of.last = m.Address
+}
+
+// ended gives back what a member had: its tunnel address at once, the leased one later.
+func (s *spaces) ended(m core.Member, reusableAt time.Time) {
+	s.changed = true
+	s.tunnel(m.Host).Release(m.TunnelAddress)
+	for key, sp := range s.subnets {
+		if key.vnetUID == m.VNetUID {
+			sp.pool.Rest(m.Address, reusableAt)
+		}
+	}
+}
+
+// chooseHost chooses a host for a new member, and its end of the tunnel there.
+func (f *Fleet) chooseHost(s *spaces) (string, netip.Addr, error) {
+	host, err := placement.ChooseHost(f.Hosts(), func(name string) int { return s.tunnel(name).Held() })
+	if err != nil {
+		return "", netip.Addr{}, err
+	}
+	tunnel, err := placement.ChooseTunnelAddress(s.tunnel(host))
+	return host, tunnel, err
+}
+
+// chooseAddress chooses an address for a new member of a gateway.
+func (f *Fleet) chooseAddress(tx store.Tx, s *spaces, vnet core.Stored, gw *core.Gateway) (netip.Addr, *space, error) {
+	for _, sub := range vnet.Spec.(*core.VirtualNetwork).Subnets {
+		if sub.Name != gw.Subnet {
+			continue
+		}
+		sp, err := s.subnet(tx, vnet, sub.Prefix)
+		if err != nil {
+			return netip.Addr{}, nil, err
+		}
+		a, err := placement.ChooseAddress(sub, sp.pool, sp.last, f.opts.Now())
+		return a, sp, err
+	}
+	return netip.Addr{}, nil, errs.New(errs.NotFound, "VirtualNetwork/%s has no subnet %s", vnet.Spec.ResourceName(), gw.Subnet)
+}
