@@ -58,9 +58,10 @@ const (
 // priority, decides. The default rules follow the declared ones. A change acts on new
 // flows; with Revoke it also cuts the established ones that the rules now deny.
 type NetworkSecurityGroup struct {
-	Name   string         `json:"name"`
-	Revoke bool           `json:"revoke,omitempty"`
-	Rules  []SecurityRule `json:"rules,omitempty"`
+	Name    string         `json:"name"`
+	Revoke  bool           `json:"revoke,omitempty"`
+	FlowLog FlowLog        `json:"flowLog,omitzero"`
+	Rules   []SecurityRule `json:"rules,omitempty"`
 }
 
 // SecurityRule is one rule. Source and Destination hold "Any", an address, a

@@ -35,6 +35,7 @@ func (c *vnetCompiler) readGroups() error {
 			if err != nil {
 				return err
 			}
+			compiled = compiled.logged(n, r)
 			g.outbound = append(g.outbound, compiled)
 			if namesDNS(r) {
 				g.dns = append(g.dns, compiled)
@@ -48,7 +49,7 @@ func (c *vnetCompiler) readGroups() error {
 			if err != nil {
 				return err
 			}
-			g.inbound = append(g.inbound, compiled)
+			g.inbound = append(g.inbound, compiled.logged(n, r))
 		}
 		c.nsgs = append(c.nsgs, g)
 	}
@@ -78,6 +79,7 @@ func (c *vnetCompiler) nics() {
 func (c *vnetCompiler) dns() {
 	c.line(1, "# Questions to the resolver: exempt, unless a rule names PlatformDNS.")
 	c.line(1, "chain platform_dns {")
+	c.mark()
 	c.line(2, "ip saddr vmap @nic_dns")
 	c.subnets("saddr", suffixDNS)
 	c.line(2, `counter accept comment "question to the resolver"`)
@@ -88,6 +90,7 @@ func (c *vnetCompiler) dns() {
 func (c *vnetCompiler) dispatch() {
 	c.line(1, "# The source's own rules and its subnet's, then the destination's subnet's and its own; to return is to allow.")
 	c.line(1, "chain security_groups {")
+	c.mark()
 	c.line(2, "ip saddr vmap @nic_outbound")
 	c.subnets("saddr", suffixOutbound)
 	c.subnets("daddr", suffixInbound)

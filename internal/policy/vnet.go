@@ -31,6 +31,9 @@ type VNetInput struct {
 	// BucketsFrom is the number of rules of a direction past which they are compiled to
 	// buckets by destination port. Default: 200; negative: always.
 	BucketsFrom int
+	// FlowMark is put on the flows that pass the NSGs, for the flow log to know by which
+	// rules. Default: none is put.
+	FlowMark uint32
 }
 
 // CompileVNet gives the nftables text that replaces `table inet sluice` in the

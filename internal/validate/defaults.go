@@ -24,6 +24,10 @@ func Defaults(r core.Resource) {
 		if len(r.Records) > 0 {
 			setDefault(&r.TTL, core.DefaultRecordTTL)
 		}
+	case *core.NetworkSecurityGroup:
+		if r.FlowLog.Enabled {
+			r.FlowLog = r.FlowLog.WithDefaults()
+		}
 	case *core.NATGateway:
 		setDefault(&r.IdleTimeout, minIdleTimeout)
 	case *core.Gateway:

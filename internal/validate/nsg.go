@@ -26,6 +26,7 @@ func tags() []string {
 
 func (c *checker) nsg(n *core.NetworkSecurityGroup) {
 	c.label("name", n.Name)
+	c.flowLog("flowLog", n.FlowLog)
 	if len(n.Rules) > maxRules {
 		c.bad("rules", "has %d rules, at most %d are possible", len(n.Rules), maxRules)
 		return
