@@ -26,11 +26,12 @@ type column struct {
 }
 
 var kinds = []kind{
-	{"VirtualNetwork", "virtualnetworks", []column{{"NAME", "name", nil}, {"ADDRESS SPACE", "addressSpace", nil}, {"SUBNETS", "", subnets}}},
+	{"VirtualNetwork", "virtualnetworks", []column{{"NAME", "name", nil}, {"ADDRESS SPACE", "addressSpace", nil}, {"SUBNETS", "", subnets}, {"PEERINGS", "", peerings}}},
 	{"NetworkSecurityGroup", "networksecuritygroups", []column{{"NAME", "name", nil}, {"RULES", "", count("rules")}, {"REVOKE", "revoke", nil}}},
 	{"ApplicationSecurityGroup", "applicationsecuritygroups", []column{{"NAME", "name", nil}}},
 	{"ServiceTag", "servicetags", []column{{"NAME", "name", nil}, {"PREFIXES", "", count("prefixes")}}},
 	{"NATGateway", "natgateways", []column{{"NAME", "name", nil}, {"VNET", "vnet", nil}, {"PUBLIC ADDRESSES", "publicAddresses", nil}, {"IDLE TIMEOUT", "idleTimeout", nil}}},
+	{"RouteTable", "routetables", []column{{"NAME", "name", nil}, {"ROUTES", "", routes}}},
 	{"PrivateDNSZone", "privatednszones", []column{{"NAME", "name", nil}, {"ZONE", "zone", nil}, {"VNETS", "vnets", nil}, {"RECORDS", "", count("records")}}},
 	{"PrivateEndpoint", "privateendpoints", []column{{"NAME", "name", nil}, {"VNET", "vnet", nil}, {"SUBNET", "subnet", nil}, {"ADDRESS", "address", nil}, {"TARGET", "target", nil}, {"DNS NAME", "dnsName", nil}}},
 	{"Gateway", "gateways", []column{{"NAME", "name", nil}, {"VNET", "vnet", nil}, {"SUBNET", "subnet", nil}, {"STATE", "status.state", nil}, {"MEMBERS", "", count("status.members")}, {"AUTO-PAUSE", "autoPause", nil}, {"REASON", "status.reason", nil}}},

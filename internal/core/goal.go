@@ -24,6 +24,8 @@ type GoalVNet struct {
 	ServiceTags  []ServiceTag           `json:"serviceTags,omitempty"` // those that its NSGs name
 	NICs         []GoalNIC              `json:"nics,omitempty"`
 	NATGateways  []GoalNATGateway       `json:"natGateways,omitempty"`
+	RouteTables  []RouteTable           `json:"routeTables,omitempty"` // those that its subnets name
+	Peers        []GoalPeer             `json:"peers,omitempty"`       // those that it is connected to
 	Endpoints    []GoalEndpoint         `json:"endpoints,omitempty"`
 	Zones        []GoalZone             `json:"zones,omitempty"`
 	DNS          GoalDNS                `json:"dns,omitzero"`

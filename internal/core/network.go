@@ -11,16 +11,19 @@ type VirtualNetwork struct {
 	Name         string         `json:"name"`
 	AddressSpace []netip.Prefix `json:"addressSpace"`
 	Subnets      []Subnet       `json:"subnets,omitempty"`
+	Peerings     []Peering      `json:"peerings,omitempty"`
 	DNS          VNetDNS        `json:"dns,omitzero"`
 }
 
-// Subnet is a range of a virtual network. NSG and NATGateway are names, empty for none.
+// Subnet is a range of a virtual network. NSG, NATGateway and RouteTable are names, empty
+// for none.
 type Subnet struct {
 	Name       string       `json:"name"`
 	Prefix     netip.Prefix `json:"prefix"`
 	Delegation string       `json:"delegation,omitempty"`
 	NSG        string       `json:"nsg,omitempty"`
 	NATGateway string       `json:"natGateway,omitempty"`
+	RouteTable string       `json:"routeTable,omitempty"`
 }
 
 // Direction of traffic, seen from the subnet that an NSG is associated with.

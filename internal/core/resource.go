@@ -10,6 +10,7 @@ const (
 	KindVirtualNetwork           Kind = "VirtualNetwork"
 	KindNetworkSecurityGroup     Kind = "NetworkSecurityGroup"
 	KindNATGateway               Kind = "NATGateway"
+	KindRouteTable               Kind = "RouteTable"
 	KindApplicationSecurityGroup Kind = "ApplicationSecurityGroup"
 	KindServiceTag               Kind = "ServiceTag"
 	KindPrivateDNSZone           Kind = "PrivateDNSZone"
@@ -22,14 +23,14 @@ const (
 // stand on each other are shown.
 func Kinds() []Kind {
 	return []Kind{
-		KindVirtualNetwork, KindNetworkSecurityGroup, KindApplicationSecurityGroup, KindServiceTag, KindNATGateway, KindPrivateDNSZone,
+		KindVirtualNetwork, KindNetworkSecurityGroup, KindApplicationSecurityGroup, KindServiceTag, KindNATGateway, KindRouteTable, KindPrivateDNSZone,
 		KindPrivateEndpoint, KindGateway, KindDataSource,
 	}
 }
 
 // Resource is a declared object: one of the pointer types *VirtualNetwork,
-// *NetworkSecurityGroup, *ApplicationSecurityGroup, *ServiceTag, *NATGateway, *PrivateDNSZone, *PrivateEndpoint, *Gateway,
-// *DataSource. The JSON of a resource is its fields; kind stands beside them on
+// *NetworkSecurityGroup, *ApplicationSecurityGroup, *ServiceTag, *NATGateway, *RouteTable, *PrivateDNSZone, *PrivateEndpoint,
+// *Gateway, *DataSource. The JSON of a resource is its fields; kind stands beside them on
 // the wire and in files and is not a field of the struct.
 type Resource interface {
 	Kind() Kind
@@ -49,6 +50,8 @@ func New(k Kind) Resource {
 		return &ServiceTag{}
 	case KindNATGateway:
 		return &NATGateway{}
+	case KindRouteTable:
+		return &RouteTable{}
 	case KindPrivateDNSZone:
 		return &PrivateDNSZone{}
 	case KindPrivateEndpoint:

@@ -54,7 +54,8 @@ type SubnetStatus struct {
 // VNetStatus is the status of a virtual network.
 type VNetStatus struct {
 	ResourceStatus
-	Subnets []SubnetStatus `json:"subnets"`
+	Subnets  []SubnetStatus  `json:"subnets"`
+	Peerings []PeeringStatus `json:"peerings,omitempty"`
 }
 
 // List implements Frontend.
@@ -188,7 +189,7 @@ func rank(state string) int {
 }
 
 func vnetStatus(v *core.VirtualNetwork, base ResourceStatus, sn *snapshot, leases []core.Lease) VNetStatus {
-	out := VNetStatus{ResourceStatus: base}
+	out := VNetStatus{ResourceStatus: base, Peerings: peeringStatus(v, sn)}
 	for _, sub := range v.Subnets {
 		st := SubnetStatus{Name: sub.Name, Delegation: "NotDelegated"}
 		switch {

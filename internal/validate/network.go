@@ -72,7 +72,9 @@ func (c *checker) vnet(v *core.VirtualNetwork) {
 	}
 	for i := range v.Subnets {
 		c.subnetOf(v, i)
+		c.subnetRoutes(v, i)
 	}
+	c.peerings(v)
 	c.vnetDNS(v)
 }
 

@@ -30,6 +30,12 @@ func referencesOf(r core.Resource) []reference {
 			if s.NATGateway != "" {
 				out = append(out, reference{field: at("subnets", i) + ".natGateway", kind: core.KindNATGateway, name: s.NATGateway})
 			}
+			if s.RouteTable != "" {
+				out = append(out, reference{field: at("subnets", i) + ".routeTable", kind: core.KindRouteTable, name: s.RouteTable})
+			}
+		}
+		for i, p := range r.Peerings {
+			out = append(out, vnetRef(at("peerings", i)+".remote", p.Remote))
 		}
 		return out
 	case *core.NATGateway:

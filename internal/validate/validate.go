@@ -135,6 +135,8 @@ func (c *checker) resource(r core.Resource) {
 		c.serviceTag(r)
 	case *core.NATGateway:
 		c.nat(r)
+	case *core.RouteTable:
+		c.routeTable(r)
 	case *core.PrivateDNSZone:
 		c.zone(r)
 	case *core.PrivateEndpoint:

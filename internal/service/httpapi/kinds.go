@@ -22,6 +22,7 @@ func Kinds() []Kind {
 		{string(core.KindApplicationSecurityGroup), "applicationsecuritygroups", true},
 		{string(core.KindServiceTag), "servicetags", true},
 		{string(core.KindNATGateway), "natgateways", true},
+		{string(core.KindRouteTable), "routetables", true},
 		{string(core.KindPrivateDNSZone), "privatednszones", true},
 		{string(core.KindPrivateEndpoint), "privateendpoints", true},
 		{string(core.KindGateway), "gateways", true},

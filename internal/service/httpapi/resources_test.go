@@ -175,7 +175,7 @@ func TestLookupKind(t *testing.T) {
 	for word, want := range map[string]string{
 		"virtualnetworks": "VirtualNetwork", "NetworkSecurityGroup": "NetworkSecurityGroup", "NATGATEWAYS": "NATGateway",
 		"privatednszone": "PrivateDNSZone", "PrivateEndpoints": "PrivateEndpoint", "query": "Query", "queries": "Query",
-		"": "", "routetables": "", "gatewayss": "",
+		"routetables": "RouteTable", "": "", "routertables": "", "gatewayss": "",
 	} {
 		if k, ok := LookupKind(word); k.Name != want || ok != (want != "") {
 			t.Errorf("%q: %q, %v", word, k.Name, ok)
