@@ -52,6 +52,10 @@ type scale struct {
 	Wakes        int   `json:"wakes"`
 	Cells        []int `json:"cells"` // sizes of results, in ascending order
 	MemoryRounds int   `json:"memoryRounds"`
+	Connections  int   `json:"connections"` // of one way in one round
+	StreamMB     int64 `json:"streamMB"`
+	PacketRounds int   `json:"packetRounds"`
+	Changes      int   `json:"changes"` // of rules
 }
 
 func scaleOf(quick bool) scale {
@@ -59,11 +63,13 @@ func scaleOf(quick bool) scale {
 		return scale{
 			Quick: true, Rows: 400_000, BulkRuns: 2, ShortQueries: 600, ShortRounds: 2, Wakes: 8,
 			Cells: []int{1_000_000, 10_000_000}, MemoryRounds: 1,
+			Connections: 1000, StreamMB: 256, PacketRounds: 2, Changes: 20,
 		}
 	}
 	return scale{
 		Rows: 3_000_000, BulkRuns: 5, ShortQueries: 2000, ShortRounds: 3, Wakes: 30,
 		Cells: []int{1_000_000, 10_000_000, 100_000_000}, MemoryRounds: 3,
+		Connections: 5000, StreamMB: 2048, PacketRounds: 7, Changes: 200,
 	}
 }
 
@@ -77,7 +83,7 @@ type benchmark struct {
 }
 
 func benchmarks() []benchmark {
-	return []benchmark{{"bulk", bulk}, {"short", short}, {"wake", wake}, {"memory", memory}}
+	return []benchmark{{"bulk", bulk}, {"short", short}, {"wake", wake}, {"memory", memory}, {"packets", packets}}
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
@@ -109,7 +115,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	var opts options
 	fl := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fl.SetOutput(stderr)
-	fl.StringVar(&only, "run", ".", "regular expression of the benchmarks to run: bulk, short, wake, memory")
+	fl.StringVar(&only, "run", ".", "regular expression of the benchmarks to run: bulk, short, wake, memory, packets")
 	fl.BoolVar(&quick, "quick", false, "fewer rows and runs, within a minute: to see that all works")
 	fl.StringVar(&opts.bin, "bin", "bin", "folder with sluice and sluice-gateway")
 	fl.StringVar(&opts.results, "results", "bench/results", "where the samples go")

@@ -40,6 +40,9 @@ type Options struct {
 	VerifyEvery time.Duration
 	// MaxEndpointConns bounds the connections of one private endpoint. Default 1024.
 	MaxEndpointConns int
+	// BucketsFrom is how many rules of a direction are still compiled to one chain.
+	// Default: policy's. Other values are for measurements.
+	BucketsFrom int
 	// DialTimeout bounds the dial to a private endpoint's target. Default 5 s.
 	DialTimeout time.Duration
 	// Splicer joins the connections of private endpoints to their targets, and keeps them

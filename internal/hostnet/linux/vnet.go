@@ -289,7 +289,7 @@ func (v *vnet) compile() (string, error) { return policy.CompileVNet(v.input()) 
 
 // input is what the rules are made of.
 func (v *vnet) input() policy.VNetInput {
-	in := policy.VNetInput{VNet: v.goal, Resolvers: v.resolvers(), NATInterfaces: map[string]string{}}
+	in := policy.VNetInput{VNet: v.goal, BucketsFrom: v.n.opts.BucketsFrom, Resolvers: v.resolvers(), NATInterfaces: map[string]string{}}
 	for _, p := range v.ports {
 		in.Ports = append(in.Ports, policy.PortBinding{
 			Interface: portLink(p.spec.Key()), MAC: v.n.names.portMACs(p.spec).eth.String(),

@@ -1,0 +1,245 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/core"
+)
+
+// The networks that connections are made through.
+const (
+	noRules   = "the rule for established flows alone"
+	inBuckets = "1,000 rules"
+	inALine   = "1,000 rules, one after the other"
+	natPath   = "NSG and NAT gateway"
+	plainVeth = "plain veth"
+)
+
+// manyRules is the most that an NSG may have, but one.
+const manyRules = 999
+
+// packets measures what rules and address translation cost a packet, and a change.
+func packets(ctx context.Context, e *env) (*result, error) {
+	b := &packetRun{env: e}
+	var out []row
+	for _, part := range []func(context.Context) ([]row, error){b.newConnections, b.throughput, b.changes} {
+		rows, err := part(ctx)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, rows...)
+	}
+	return &result{Rows: out, Samples: b.samples.list}, nil
+}
+
+type packetRun struct {
+	env     *env
+	samples samples
+}
+
+// newConnections connects from member to member through each form of rules.
+func (b *packetRun) newConnections(ctx context.Context) ([]row, error) {
+	var ways []way
+	for _, c := range []struct {
+		name        string
+		rules       []core.SecurityRule
+		bucketsFrom int
+	}{{noRules, nil, 0}, {inBuckets, rules(manyRules, 0), 0}, {inALine, rules(manyRules, 0), 1 << 20}} {
+		f, err := newFabric(b.env.t, c.bucketsFrom)
+		if err != nil {
+			return nil, err
+		}
+		spaces, err := f.set(ctx, network(c.rules), port(1), port(2))
+		if err != nil {
+			return nil, err
+		}
+		at := netip.AddrPortFrom(port(2).Address, 5432)
+		ways = append(ways, way{c.name, func(context.Context) error {
+			rate, err := connections(spaces[0], spaces[1], at, b.env.scale.Connections)
+			b.samples.add("new connections: "+c.name, "conn/s", rate)
+			return err
+		}})
+	}
+	if err := alternate(ctx, b.env.scale.PacketRounds, ways); err != nil {
+		return nil, err
+	}
+	bucketed := b.compare("new TCP connections per second", "new connections: ", inBuckets, noRules, "conn/s")
+	return []row{
+		bucketed.goal("≥ 0.9", *bucketed.Ratio >= 0.9),
+		b.compare("new TCP connections per second", "new connections: ", inALine, noRules, "conn/s"),
+	}, nil
+}
+
+func (b *packetRun) compare(figure, prefix, this, base, unit string) row {
+	a, z := b.samples.of(prefix+this), b.samples.of(prefix+base)
+	return row{Figure: "packets: " + figure + ", " + this, This: quantity{Value: median(a), Unit: unit}, Runs: len(a)}.
+		against(quantity{median(z), unit, base}, ratio(a, z))
+}
+
+// connections makes n connections, one after the other, and returns how many a second.
+func connections(from, to string, at netip.AddrPort, n int) (float64, error) {
+	server, err := listenIn(to, at.String())
+	if err != nil {
+		return 0, err
+	}
+	var accepting sync.WaitGroup
+	accepting.Go(func() {
+		for {
+			c, err := server.AcceptTCP()
+			if err != nil {
+				return
+			}
+			_, _ = io.Copy(io.Discard, c) // until the client's reset
+			_ = c.Close()
+		}
+	})
+	defer accepting.Wait()
+	defer server.Close()
+	begun := time.Now()
+	err = inside(from, func() error {
+		for range n {
+			c, err := net.DialTCP("tcp4", nil, net.TCPAddrFromAddrPort(at))
+			if err != nil {
+				return err
+			}
+			_ = c.SetLinger(0)
+			_ = c.Close()
+		}
+		return nil
+	})
+	return float64(n) / time.Since(begun).Seconds(), err
+}
+
+// throughput sends one stream from a member through its NSG and its NAT gateway to the
+// world, and over a veth pair.
+func (b *packetRun) throughput(ctx context.Context) ([]row, error) {
+	f, err := newFabric(b.env.t, 0)
+	if err != nil {
+		return nil, err
+	}
+	spaces, err := f.set(ctx, network(rules(manyRules, 0)), port(1))
+	if err != nil {
+		return nil, err
+	}
+	send := func(name, from, to, addr string) way {
+		return way{name, func(context.Context) error {
+			rate, err := stream(from, to, addr, b.env.scale.StreamMB<<20)
+			b.samples.add("one stream: "+name, "MB/s", rate/1e6)
+			return err
+		}}
+	}
+	// The host's and the world's stand-ins are joined by nothing but a veth pair.
+	ways := []way{
+		send(natPath, spaces[0], f.world, fabricWorld+":7000"),
+		send(plainVeth, f.host, f.world, fabricWorld+":7000"),
+	}
+	if err := alternate(ctx, b.env.scale.PacketRounds, ways); err != nil {
+		return nil, err
+	}
+	r := b.compare("one stream", "one stream: ", natPath, plainVeth, "MB/s")
+	return []row{r.goal("≥ 0.95", *r.Ratio >= 0.95)}, nil
+}
+
+// stream sends n bytes and returns how many a second arrived.
+func stream(from, to, addr string, n int64) (float64, error) {
+	server, err := listenIn(to, addr)
+	if err != nil {
+		return 0, err
+	}
+	defer server.Close()
+	var conn net.Conn
+	if err := inside(from, func() (err error) {
+		conn, err = net.DialTimeout("tcp4", addr, 5*time.Second)
+		return err
+	}); err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	begun := time.Now()
+	go func() {
+		buf := make([]byte, 256<<10)
+		for left := n; left > 0; left -= int64(len(buf)) {
+			if _, err := conn.Write(buf[:min(left, int64(len(buf)))]); err != nil {
+				return // the reader misses it
+			}
+		}
+		_ = conn.(*net.TCPConn).CloseWrite()
+	}()
+	_ = server.SetDeadline(begun.Add(time.Minute))
+	c, err := server.AcceptTCP()
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	buf, got := make([]byte, 256<<10), int64(0)
+	for {
+		m, err := c.Read(buf)
+		got += int64(m)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	if got != n {
+		return 0, fmt.Errorf("%d bytes came, want %d", got, n)
+	}
+	return float64(n) / time.Since(begun).Seconds(), nil
+}
+
+// changes measures how long a change takes until the kernel has it and was read back.
+func (b *packetRun) changes(ctx context.Context) ([]row, error) {
+	one := func(turn int) core.GoalVNet { return network(rules(manyRules, turn)) }
+	all := func(turn int) core.GoalVNet {
+		g := network(rules(manyRules, 0))
+		for i := range g.NSGs[0].Rules[:manyRules] {
+			g.NSGs[0].Rules[i].Source = []string{fmt.Sprintf("10.20.%d.%d", turn%250, i%250)}
+		}
+		return g
+	}
+	members := func(turn int) core.GoalVNet {
+		g := network(rules(manyRules, 0))
+		g.NSGs = append(g.NSGs, core.NetworkSecurityGroup{Name: "other", Rules: rules(10, 0)})
+		for i := range 100 {
+			g.NICs = append(g.NICs, core.GoalNIC{
+				Address: netip.AddrFrom4([4]byte{10, 20, 0, byte(10 + i)}), Gateway: "bench", NSG: g.NSGs[turn%2].Name,
+			})
+		}
+		return g
+	}
+	var out []row
+	for _, c := range []struct {
+		name string
+		next func(turn int) core.GoalVNet
+		goal float64 // ms at p99; 0: none
+	}{{"one of 1,000 rules changed", one, 50}, {"all of 1,000 rules changed", all, 0}, {"the NSG of 100 members changed", members, 0}} {
+		f, err := newFabric(b.env.t, 0)
+		if err != nil {
+			return nil, err
+		}
+		var took []float64
+		for turn := range b.env.scale.Changes + 1 {
+			g, begun := c.next(turn), time.Now()
+			if _, err := f.set(ctx, g); err != nil {
+				return nil, err
+			}
+			if turn > 0 { // the first makes the network
+				took = append(took, float64(time.Since(begun).Microseconds())/1000)
+				b.samples.add("change: "+c.name, "ms", took[len(took)-1])
+			}
+		}
+		p99 := row{Figure: "packets: " + c.name + ", p99", This: quantity{Value: quantile(took, 0.99), Unit: "ms"}, Runs: len(took)}
+		if c.goal > 0 {
+			p99 = p99.goal(fmt.Sprintf("≤ %g ms", c.goal), p99.This.Value <= c.goal)
+		}
+		out = append(out, row{Figure: "packets: " + c.name + ", p50", This: quantity{Value: median(took), Unit: "ms"}, Runs: len(took)}, p99)
+	}
+	return out, nil
+}
