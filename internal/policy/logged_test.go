@@ -56,7 +56,7 @@ func TestFlowLogIsInTheRulesetOnlyIfItIsOn(t *testing.T) {
 	if text, err = CompileVNet(in); err != nil {
 		t.Fatal(err)
 	}
-	if n := strings.Count(text, "ct mark set 0x000abc"); n != 2 {
+	if n := strings.Count(text, "ct mark set 0x00000abc"); n != 2 {
 		t.Errorf("%d chains mark flows, want 2", n)
 	}
 	for line := range strings.Lines(text) {
