@@ -64,6 +64,12 @@ type Item struct {
 	Why  string // "VirtualNetwork corp"; for all of a port "member ID generation N", exactly
 }
 
+// NATMeter is an optional ability of a Network: to tell what its NAT gateways did. It may
+// be called beside the Network's other methods.
+type NATMeter interface {
+	NATGateways(ctx context.Context) ([]core.NATGatewayReport, error)
+}
+
 // Network makes the machine's networking equal to a Config. Its methods may be
 // called from one goroutine at a time, except TunnelListener's result.
 type Network interface {

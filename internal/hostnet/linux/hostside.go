@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
+	"time"
 
+	"github.com/sluice-gateway/sluice/internal/errs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -25,6 +28,9 @@ type hostSide struct {
 	rules *ruleset
 	key   string // of the plan that was carried out
 	text  string // of the table
+	watch *hostFirewall
+	// untimed: this kernel has no time-outs of single flows (CONFIG_NF_CONNTRACK_TIMEOUT).
+	untimed bool
 }
 
 func (n *Network) openHostSide() (*hostSide, error) {
@@ -42,6 +48,9 @@ func (n *Network) openHostSide() (*hostSide, error) {
 }
 
 func (h *hostSide) close() {
+	if h.watch != nil {
+		h.watch.close()
+	}
 	h.rules.close()
 	h.at.close()
 }
@@ -49,9 +58,11 @@ func (h *hostSide) close() {
 // hostPlan is what the host's table is made of.
 type hostPlan struct {
 	table, links string
+	gateways     []string     // the NAT gateways' interfaces
 	masquerade   []netip.Addr // transit addresses that leave as the host
 	sources      []netip.Addr // every address that a NAT gateway may send from
 	opened       []string     // interfaces that forward only because of us
+	idle         int          // the longest TCP time-out of a NAT gateway, in seconds; 0: flows keep the host's
 }
 
 // text gives the table, or its removal if there is no NAT gateway.
@@ -65,6 +76,12 @@ func (p hostPlan) text() string {
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	b.WriteString(remove)
 	line("table ip %s {", p.table)
+	for _, link := range p.gateways {
+		for _, name := range []string{countOut, countOutEnd, countIn, countInEnd} {
+			line("\tcounter %s%s {\n\t}", name, link)
+		}
+	}
+	p.timeouts(line)
 	line("\tchain prerouting {\n\t\ttype filter hook prerouting priority raw; policy accept;")
 	line("\t\tiifname %s ip saddr != { %s } counter drop comment \"not an address of a NAT gateway\"", ours, join(p.sources))
 	line("\t}\n\tchain input {\n\t\ttype filter hook input priority filter - 5; policy accept;")
@@ -72,10 +89,22 @@ func (p hostPlan) text() string {
 	line("\t}\n\tchain forward {\n\t\ttype filter hook forward priority filter - 5; policy accept;")
 	line("\t\tiifname %s oifname %s counter drop comment \"NAT gateways never meet\"", ours, ours)
 	line("\t\tiifname %s ip daddr %s counter drop comment \"link-local\"", ours, linkLocal)
-	line("\t\toifname %s ct state established,related accept", ours)
+	if p.idle > 0 {
+		line("\t\tiifname %s ct state new meta l4proto tcp ct timeout set \"tcp\"", ours)
+		line("\t\tiifname %s ct state new meta l4proto udp ct timeout set \"udp\"", ours)
+	}
+	for _, link := range p.gateways {
+		line("\t\tiifname %q counter name %s%s accept", link, countOut, link)
+		line("\t\toifname %q ct state established,related counter name %s%s accept", link, countIn, link)
+	}
 	line("\t\toifname %s counter drop comment \"unsolicited\"", ours)
 	for _, name := range p.opened {
 		line("\t\tiifname %q counter drop comment \"did not forward before\"", name)
+	}
+	line("\t}\n\tchain forwarded {\n\t\ttype filter hook forward priority 300; policy accept;")
+	for _, link := range p.gateways {
+		line("\t\tiifname %q counter name %s%s", link, countOutEnd, link)
+		line("\t\toifname %q counter name %s%s", link, countInEnd, link)
 	}
 	line("\t}\n\tchain postrouting {\n\t\ttype nat hook postrouting priority srcnat; policy accept;")
 	if len(p.masquerade) > 0 {
@@ -83,6 +112,21 @@ func (p hostPlan) text() string {
 	}
 	line("\t}\n}")
 	return b.String()
+}
+
+// timeouts keep the host's own connection tracking from forgetting a flow before its NAT
+// gateway does, and from keeping one for days that the NAT gateway forgot.
+func (p hostPlan) timeouts(line func(format string, args ...any)) {
+	if p.idle == 0 {
+		return
+	}
+	const beyondNAT = 30
+	tcp := p.idle + beyondNAT
+	line("\tct timeout tcp {\n\t\tprotocol tcp\n\t\tl3proto ip")
+	line("\t\tpolicy = { syn_sent : %d, syn_recv : %d, established : %d, fin_wait : %d, close_wait : %d, last_ack : %d, time_wait : %d, close : %d, unack : %d, retrans : %d }",
+		60, 60, tcp, 95, tcp, 95, 95, 46, tcp, tcp)
+	line("\t}\n\tct timeout udp {\n\t\tprotocol udp\n\t\tl3proto ip")
+	line("\t\tpolicy = { unreplied : %d, replied : %d }\n\t}", udpIdle+beyondNAT, udpIdle+beyondNAT)
 }
 
 func join(list []netip.Addr) string {
@@ -104,6 +148,8 @@ const hostJob = "host"
 func (n *Network) setHostSide(ctx context.Context, gateways []*natGateway, again bool) error {
 	plan := hostPlan{table: n.names.hostTable(), links: n.names.hostLinks()}
 	for _, g := range gateways {
+		plan.gateways = append(plan.gateways, n.names.natHostLink(g.goal.UID))
+		plan.idle = max(plan.idle, int(time.Duration(g.goal.IdleTimeout).Seconds()), int(defaultIdle.Seconds()))
 		plan.sources = append(plan.sources, g.sources()...)
 		if g.transit.IsValid() {
 			plan.masquerade = append(plan.masquerade, g.transit)
@@ -112,14 +158,19 @@ func (n *Network) setHostSide(ctx context.Context, gateways []*natGateway, again
 	if len(gateways) == 0 {
 		return nil // see unuseHost
 	}
-	h, key := n.hostSide, plan.text()
+	slices.Sort(plan.gateways)
+	h := n.hostSide
+	if h.untimed {
+		plan.idle = 0
+	}
+	key := plan.text()
 	n.reaper.settle(hostJob)
 	if !again && h.key == key && h.rules.holds(h.text) {
 		return nil
 	}
-	forward, err := h.uplinks()
+	forward, err := h.uplinks(n.isInstallation)
 	if err != nil {
-		return fmt.Errorf("finding the interface of the default route: %w", err)
+		return fmt.Errorf("finding the interfaces that packets leave by: %w", err)
 	}
 	if err := h.at.do(func() error { return n.applyHostSide(ctx, plan, forward) }); err != nil {
 		return err
@@ -174,12 +225,8 @@ func (n *Network) applyHostSide(ctx context.Context, plan hostPlan, forward []st
 			plan.opened = append(plan.opened, name)
 		}
 	}
-	h := n.hostSide
-	if text := plan.text(); !h.rules.holds(text) {
-		if err := h.rules.apply(ctx, text); err != nil {
-			return err
-		}
-		h.text = text
+	if err := n.hostSide.apply(ctx, plan); err != nil {
+		return err
 	}
 	for _, name := range plan.opened {
 		if err := n.mem.set(forwardingKey(name), "1"); err != nil {
@@ -189,11 +236,35 @@ func (n *Network) applyHostSide(ctx context.Context, plan hostPlan, forward []st
 	return n.mem.restore(keep)
 }
 
+// apply puts the table into force; where the kernel refuses it because of the time-outs of
+// single flows, without them.
+func (h *hostSide) apply(ctx context.Context, plan hostPlan) error {
+	text := plan.text()
+	if h.rules.holds(text) {
+		return nil
+	}
+	err := h.rules.apply(ctx, text)
+	if err != nil && plan.idle > 0 && ctx.Err() == nil {
+		plan.idle = 0
+		if text = plan.text(); h.rules.apply(ctx, text) == nil {
+			h.untimed, err = true, nil
+		}
+	}
+	if err == nil {
+		h.text = text
+	}
+	return err
+}
+
 func forwardingKey(name string) string { return filepath.Join("ipv4/conf", name, "forwarding") }
 
-// uplinks lists the interfaces of the host's default routes.
-func (h *hostSide) uplinks() ([]string, error) {
-	list, err := h.routes()
+// uplinks lists the interfaces by which the host's routing tables, whichever rule leads to
+// them, let packets leave: replies come in there, and the interface must forward them.
+func (h *hostSide) uplinks(own func(link string) bool) ([]string, error) {
+	list, err := retryDump(func() ([]netlink.Route, error) {
+		return h.at.nl.RouteListFiltered(unix.AF_INET, &netlink.Route{Table: unix.RT_TABLE_UNSPEC, Type: unix.RTN_UNICAST},
+			netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -203,17 +274,33 @@ func (h *hostSide) uplinks() ([]string, error) {
 	}
 	var out []string
 	for _, r := range list {
-		if toPrefix(r.Dst).Bits() != 0 {
-			continue
-		}
 		for _, index := range append([]int{r.LinkIndex}, hops(r)...) {
-			if name := l.name[index]; name != "" {
+			if name := l.name[index]; name != "" && name != "lo" && !own(name) {
 				out = append(out, name)
 			}
 		}
 	}
 	slices.Sort(out)
 	return slices.Compact(out), nil
+}
+
+// lacks refuses public addresses that are the host's own: what answers them would end there,
+// and never reach a NAT gateway.
+func (h *hostSide) lacks(public []netip.Addr) error {
+	if len(public) == 0 {
+		return nil
+	}
+	list, err := retryDump(func() ([]netlink.Addr, error) { return h.at.nl.AddrList(nil, unix.AF_INET) })
+	if err != nil {
+		return err
+	}
+	for _, a := range list {
+		if ip, ok := netip.AddrFromSlice(a.IP.To4()); ok && slices.Contains(public, ip) {
+			return errs.New(errs.Conflict, "the public address %s is the host's own: replies to it end at the host", ip).
+				WithHint(`write "host" to leave as the host, or an address that is routed to it and that no interface of it has`)
+		}
+	}
+	return nil
 }
 
 func hops(r netlink.Route) (out []int) {
@@ -267,6 +354,14 @@ func (n *Network) cleanHost(ctx context.Context) error {
 	_, err = h.at.dropLinks(func(name string) bool { return !n.isHostLink(name) })
 	return errors.Join(err, n.leaveHost(ctx, h))
 }
+
+// isInstallation says that an interface of the host is a NAT gateway's, of this installation
+// or of another one.
+func (n *Network) isInstallation(name string) bool {
+	return n.isHostLink(name) || anyHostLink.MatchString(name)
+}
+
+var anyHostLink = regexp.MustCompile(`^s[0-9a-f]{1,8}-[a-z2-7]+$`)
 
 func (n *Network) isHostLink(name string) bool {
 	return len(name) == 15 && strings.HasPrefix(name, n.names.hostLinks())

@@ -67,6 +67,9 @@ type Network struct {
 	swept    bool
 	reaper   *reaper
 
+	meters sync.Mutex // one report of the NAT gateways at a time
+	alarms natAlarms
+
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	own    *splice.Splicer // nil: it is somebody else's
@@ -100,7 +103,7 @@ func New(o Options) (*Network, error) {
 	return &Network{
 		own: own, opts: o, names: names{o.Instance}, log: o.Logger,
 		mem:   memory{filepath.Join(o.StateDir, "sysctl-"+o.Instance+".json")},
-		vnets: map[string]*vnet{}, reaper: newReaper(), ctx: ctx, cancel: cancel,
+		vnets: map[string]*vnet{}, alarms: natAlarms{}, reaper: newReaper(), ctx: ctx, cancel: cancel,
 	}, nil
 }
 

@@ -24,7 +24,9 @@ type natGateway struct {
 
 	at      *space
 	rules   *ruleset
+	meter   *natMeter
 	ready   bool
+	err     error // why it is not ready
 	checked time.Time
 }
 
@@ -44,7 +46,8 @@ func (n *Network) planNAT(v core.GoalVNet, goal core.GoalNATGateway, old *natGat
 	g := &natGateway{goal: goal}
 	g.goal.PublicAddresses = slices.Clone(goal.PublicAddresses)
 	if old != nil {
-		g.at, g.rules, g.transit, g.ready, g.checked = old.at, old.rules, old.transit, old.ready, old.checked
+		g.at, g.rules, g.meter, g.transit = old.at, old.rules, old.meter, old.transit
+		g.ready, g.err, g.checked = old.ready, old.err, old.checked
 	}
 	for _, s := range v.Subnets {
 		if s.NATGateway == goal.Name {
@@ -62,6 +65,9 @@ func (n *Network) planNAT(v core.GoalVNet, goal core.GoalNATGateway, old *natGat
 			return nil, err
 		}
 		g.public = append(g.public, list...)
+	}
+	if err := n.hostSide.lacks(g.public); err != nil {
+		return nil, err
 	}
 	if len(g.public) > maxPublic {
 		return nil, errs.New(errs.Invalid, "a NAT gateway has at most %d addresses, not %d", maxPublic, len(g.public))
@@ -118,17 +124,19 @@ func (n *Network) transitOf(uid string, taken map[netip.Addr]bool) (netip.Addr, 
 }
 
 // natTimers are the conntrack timers of a NAT gateway (semantics of the cloud: idle as
-// declared; a port rests 65 s after FIN, 16 s after RST, 30 s half-open).
+// declared; a port rests 65 s after FIN, 16 s after RST, 30 s half-open). A connection
+// that one end closed and the other still uses idles like any other, and neither data that
+// nobody acknowledges nor retransmissions shorten its time.
 func natTimers(idle time.Duration) []sysctl {
 	if idle <= 0 {
-		idle = 4 * time.Minute
+		idle = defaultIdle
 	}
+	tcp := int(idle.Seconds())
 	seconds := map[string]int{
-		"tcp_timeout_established": int(idle.Seconds()), "tcp_timeout_unacknowledged": int(min(idle, 5*time.Minute).Seconds()),
-		"tcp_timeout_max_retrans": int(min(idle, 5*time.Minute).Seconds()),
-		"tcp_timeout_syn_sent":    30, "tcp_timeout_syn_recv": 30,
-		"tcp_timeout_fin_wait": 65, "tcp_timeout_close_wait": 65, "tcp_timeout_last_ack": 65, "tcp_timeout_time_wait": 65,
-		"tcp_timeout_close": 16, "udp_timeout": 240, "udp_timeout_stream": 240,
+		"tcp_timeout_established": tcp, "tcp_timeout_unacknowledged": tcp, "tcp_timeout_max_retrans": tcp, "tcp_timeout_close_wait": tcp,
+		"tcp_timeout_syn_sent": 30, "tcp_timeout_syn_recv": 30,
+		"tcp_timeout_fin_wait": 65, "tcp_timeout_last_ack": 65, "tcp_timeout_time_wait": 65,
+		"tcp_timeout_close": 16, "udp_timeout": udpIdle, "udp_timeout_stream": udpIdle,
 		"tcp_loose": 0, "tcp_be_liberal": 1,
 	}
 	var out []sysctl
@@ -138,11 +146,20 @@ func natTimers(idle time.Duration) []sysctl {
 	return out
 }
 
+// defaultIdle is the idle time-out of TCP where a NAT gateway names none.
+const defaultIdle = 4 * time.Minute
+
+// udpIdle is the idle time-out of UDP, in seconds.
+const udpIdle = 240
+
 // ensureNAT makes N, its two veths and the rules in it.
 func (n *Network) ensureNAT(ctx context.Context, v *vnet, g *natGateway) (err error) {
 	uid, why := g.goal.UID, fmt.Sprintf("NATGateway %s of VirtualNetwork %s", shorten(g.goal.Name, 80), shorten(v.goal.Name, 80))
 	n.reaper.settle(natJob(uid))
 	if err := n.openNAT(g, why); err != nil {
+		return err
+	}
+	if err := g.meter.ensure(ctx, g.rules); err != nil {
 		return err
 	}
 	text, err := policy.CompileNAT(policy.NATInput{
@@ -195,7 +212,10 @@ func (n *Network) openNAT(g *natGateway, why string) (err error) {
 	if g.at, _, err = ensureSpace(n.names.nat(g.goal.UID), why, quiet("1")); err != nil {
 		return err
 	}
-	g.rules, err = newRuleset(g.at)
+	if g.rules, err = newRuleset(g.at); err != nil {
+		return err
+	}
+	g.meter, err = newNATMeter(g.at)
 	return err
 }
 
@@ -295,6 +315,9 @@ func (n *Network) dropNAT(v *vnet, g *natGateway) {
 }
 
 func (g *natGateway) close() {
+	if g.meter != nil {
+		g.meter.close()
+	}
 	if g.rules != nil {
 		g.rules.close()
 	}

@@ -182,10 +182,12 @@ func (n *Network) planNATs(ctx context.Context, r *round) {
 	for _, uid := range sortedKeys(r.goals) {
 		v, goal := n.vnets[uid], r.goals[uid]
 		plans := map[string]*natGateway{}
+		v.refused = map[string]natRefusal{}
 		for _, g := range goal.NATGateways {
 			plan, err := n.planNAT(goal, g, v.nats[g.UID], taken)
 			if err != nil {
 				r.refuse("NATGateway/"+g.Name, err)
+				v.refused[g.UID] = natRefusal{g.Name, err}
 			} else if plan.used() {
 				plans[g.UID] = plan
 				all = append(all, plan)

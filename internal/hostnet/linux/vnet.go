@@ -33,6 +33,7 @@ type vnet struct {
 	dns       map[netip.Addr]*dnsServer
 	endpoints map[string]*endpoint // by UID
 	nats      map[string]*natGateway
+	refused   map[string]natRefusal // NAT gateways that can't be planned
 	ports     map[hostnet.PortKey]*port
 
 	ready    bool      // built, nothing failed
@@ -151,7 +152,7 @@ func (v *vnet) buildNATs(ctx context.Context) {
 			continue
 		}
 		err := v.n.ensureNAT(ctx, v, g)
-		g.ready, g.checked = err == nil, time.Now()
+		g.ready, g.err, g.checked = err == nil, err, time.Now()
 		if err != nil {
 			v.problem(string(core.KindNATGateway)+"/"+g.goal.Name, machineError("making NAT gateway "+g.goal.Name, err))
 		}
