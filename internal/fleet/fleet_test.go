@@ -26,7 +26,7 @@ var corpBI = GatewayRef{Tenant: tenant, Name: "corp-bi", UID: "g1"}
 
 // rig is a fleet on a real store, with one host that the test plays.
 type rig struct {
-	t     *testing.T
+	t     testing.TB
 	store *sqlite.Store
 	fleet *Fleet
 	path  string

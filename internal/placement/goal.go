@@ -34,7 +34,7 @@ func Goal(host string, version int64, resources []core.Stored, members []core.Me
 		}
 		for _, r := range set {
 			if v, ok := r.Spec.(*core.VirtualNetwork); ok && (used[v.Name] || wanted[r.UID]) {
-				goal.VNets = append(goal.VNets, VNet(r, v, set, members))
+				goal.VNets = append(goal.VNets, uplinksHere(VNet(r, v, set, members), host))
 			}
 		}
 	}
@@ -61,7 +61,7 @@ func goalMember(m core.Member) core.GoalMember {
 func VNet(stored core.Stored, v *core.VirtualNetwork, set []core.Stored, members []core.Member) core.GoalVNet {
 	out := core.GoalVNet{
 		UID: stored.UID, Tenant: stored.Tenant, Name: v.Name,
-		AddressSpace: v.AddressSpace, Subnets: v.Subnets,
+		AddressSpace: v.AddressSpace, Subnets: v.Subnets, Uplinks: goalUplinks(v),
 		DNS: core.GoalDNS{Servers: core.DNSServers(v.DNS.Servers), Timeout: v.DNS.Timeout},
 	}
 	nsgs := map[string]bool{}
