@@ -147,6 +147,7 @@ func (c *vnetCompiler) sets() {
 	c.set("what each member must send from", "bindings", "ifname . ether_addr . ipv4_addr", "", bindings)
 	c.set("where each leased address is", "holders", "ifname . ipv4_addr", "", holders)
 	c.set("private endpoints", "endpoints", "ipv4_addr . inet_service", "", c.endpoints())
+	c.flowsSet()
 	c.set("tag PlatformDNS", "resolvers", "ipv4_addr", "interval", texts(c.rules.resolvers, span.addressText))
 	c.set("tag VirtualNetwork", "virtual_network", "ipv4_addr", "interval", texts(c.rules.virtualNetwork, span.addressText))
 	c.set("tag Internet", "internet", "ipv4_addr", "interval", texts(c.rules.internet, span.addressText))
@@ -224,6 +225,7 @@ func (c *vnetCompiler) forward() {
 	c.line(2, "type filter hook forward priority filter; policy drop;")
 	c.state()
 	c.line(2, "jump security_groups")
+	c.boundFlows()
 	c.line(2, `oifname . ip daddr @holders counter accept comment "to the member that holds the address"`)
 	for _, name := range c.natNames() {
 		if from := c.natSubnets(name); len(from) > 0 {
@@ -250,6 +252,7 @@ func (c *vnetCompiler) input() {
 	c.line(1, "chain input {")
 	c.line(2, "type filter hook input priority filter; policy drop;")
 	c.state()
+	c.boundFlows()
 	c.line(2, "ip daddr @resolvers meta l4proto { tcp, udp } th dport %d goto platform_dns", dnsPort)
 	c.line(2, "jump security_groups")
 	c.line(2, `ip daddr . tcp dport @endpoints counter accept comment "private endpoint"`)

@@ -5,6 +5,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,11 +20,11 @@ import (
 type endpoint struct {
 	n      *Network
 	name   string
-	label  string // of its connections at the splicer
+	label  string // begins those of its connections at the splicer
 	addr   netip.AddrPort
 	target atomic.Pointer[string]
 	l      *net.TCPListener
-	slots  chan struct{}
+	seats  *seats
 	failed atomic.Bool // the last dial failed: the next failure is not logged
 
 	ctx    context.Context
@@ -34,7 +36,7 @@ type endpoint struct {
 const endpointLabels = "endpoint/"
 
 func (n *Network) openEndpoint(at *space, g core.GoalEndpoint) (*endpoint, error) {
-	e := &endpoint{n: n, name: g.Name, addr: netip.AddrPortFrom(g.Address, g.Port), slots: make(chan struct{}, n.opts.MaxEndpointConns)}
+	e := &endpoint{n: n, name: g.Name, addr: netip.AddrPortFrom(g.Address, g.Port), seats: newSeats(n.opts.MaxEndpointConns, n.opts.MaxEndpointConnsPerMember)}
 	e.label = endpointLabels + g.UID + "/" + e.addr.String() + "/" // no label begins another
 	e.target.Store(&g.Target)
 	e.ctx, e.cancel = context.WithCancel(n.ctx)
@@ -58,11 +60,9 @@ func (e *endpoint) adopt() error {
 		return err
 	}
 	for _, pair := range pairs {
-		select {
-		case e.slots <- struct{}{}:
-			e.work.Go(func() { defer func() { <-e.slots }(); e.watch(pair) })
-		default: // the limit was lowered: they are above it until they end
-		}
+		member := e.memberOf(pair.Label)
+		e.seats.keep(member)
+		e.work.Go(func() { defer e.seats.leave(member); e.watch(pair) })
 	}
 	return nil
 }
@@ -83,20 +83,20 @@ func (e *endpoint) accept() {
 			}
 			continue
 		}
-		select {
-		case e.slots <- struct{}{}:
-			e.work.Go(func() { e.serve(c) })
-		default:
-			e.report(false, "too many connections", nil)
+		member := callerOf(c)
+		if why := e.seats.take(member); why != "" {
+			e.report(false, why+": "+member.String(), nil)
 			reset(c)
+			continue
 		}
+		e.work.Go(func() { e.serve(c, member) })
 	}
 }
 
 // serve resets the member's connection if the target can't be reached, so that the
 // client sees at once what a refused connection would have shown it.
-func (e *endpoint) serve(c *net.TCPConn) {
-	defer func() { <-e.slots }()
+func (e *endpoint) serve(c *net.TCPConn, member netip.Addr) {
+	defer e.seats.leave(member)
 	ctx, cancel := context.WithTimeout(e.ctx, e.n.opts.DialTimeout)
 	target, err := e.n.dialHost(ctx, *e.target.Load())
 	cancel()
@@ -105,7 +105,7 @@ func (e *endpoint) serve(c *net.TCPConn) {
 		reset(c)
 		return
 	}
-	pair, err := e.n.opts.Splicer.Join(e.label, c, target)
+	pair, err := e.n.opts.Splicer.Join(e.labelFor(member), c, target)
 	if err != nil {
 		e.report(false, "a connection can't be joined to the target", err)
 		return
@@ -152,15 +152,15 @@ func (e *endpoint) remove() {
 // sweepConnections ends the connections of endpoints that are gone, which a process
 // before this one joined.
 func (n *Network) sweepConnections() error {
-	kept := map[string]bool{}
+	var kept []string
 	for _, v := range n.vnets {
 		for _, e := range v.endpoints {
-			kept[e.label] = true
+			kept = append(kept, e.label)
 		}
 	}
 	pairs, err := n.opts.Splicer.Adopted(endpointLabels)
 	for _, pair := range pairs {
-		if !kept[pair.Label] {
+		if !slices.ContainsFunc(kept, func(l string) bool { return strings.HasPrefix(pair.Label, l) }) {
 			pair.Break()
 		}
 	}

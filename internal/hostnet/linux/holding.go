@@ -27,6 +27,7 @@ const (
 	attrElemFlags                              = 3
 
 	setAnonymous, setMap       = 0x1, 0x8
+	setDynamic                 = 0x20 // the kernel fills it
 	elemIntervalEnd            = 0x1
 	familyInet, familyIP uint8 = 1, unix.AF_INET
 )
@@ -222,6 +223,10 @@ func (r *ruleset) countSet(h *holding, key string, m []byte) error {
 	flags := uint32(0)
 	if v, ok := attribute(m, attrSetFlags); ok && len(v) == 4 {
 		flags = binary.BigEndian.Uint32(v)
+	}
+	if flags&setDynamic != 0 {
+		h.elements[key] = 0
+		return nil
 	}
 	anonymous := flags&setAnonymous != 0
 	if anonymous {

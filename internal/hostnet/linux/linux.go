@@ -43,6 +43,9 @@ type Options struct {
 	// BucketsFrom is how many rules of a direction are still compiled to one chain.
 	// Default: policy's. Other values are for measurements.
 	BucketsFrom int
+	// MaxEndpointConnsPerMember bounds those of one member, so that none takes all.
+	// Default 256: two for each query that the tunnel can carry at a time.
+	MaxEndpointConnsPerMember int
 	// DialTimeout bounds the dial to a private endpoint's target. Default 5 s.
 	DialTimeout time.Duration
 	// Splicer joins the connections of private endpoints to their targets, and keeps them
@@ -90,6 +93,7 @@ func New(o Options) (*Network, error) {
 	o.TunnelPort = cmp.Or(o.TunnelPort, 8483)
 	o.VerifyEvery = cmp.Or(o.VerifyEvery, 30*time.Second)
 	o.MaxEndpointConns = cmp.Or(o.MaxEndpointConns, 1024)
+	o.MaxEndpointConnsPerMember = cmp.Or(o.MaxEndpointConnsPerMember, 256)
 	o.DialTimeout = cmp.Or(o.DialTimeout, 5*time.Second)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

@@ -48,6 +48,7 @@ func buildSpec(s sandbox.Spec, rootfs, cgroup string) *specs.Spec {
 			MaskedPaths: []string{"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys",
 				"/proc/latency_stats", "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats"},
 			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
+			Seccomp:       sockets(),
 		},
 	}
 }
@@ -114,3 +115,19 @@ func idMappings(id string) []specs.LinuxIDMapping {
 
 // rootfsPath is absolute, as runtimes take a relative one from the bundle.
 func (r *rootfs) path(name string) string { return filepath.Join(r.dir, name) }
+
+// sockets denies what network namespaces do not confine. Sockets of the families past
+// netlink reach the machine, its hypervisor or its kernel's drivers (VSOCK, ALG, XDP, ...)
+// from any namespace, and io_uring opens sockets past every filter. It holds whatever runs
+// in the member's place; the member's own filter, which is much narrower, comes on top.
+func sockets() *specs.LinuxSeccomp {
+	denied := uint(unix.EPERM)
+	return &specs.LinuxSeccomp{
+		DefaultAction: specs.ActAllow,
+		Syscalls: []specs.LinuxSyscall{
+			{Names: []string{"io_uring_setup"}, Action: specs.ActErrno, ErrnoRet: &denied},
+			{Names: []string{"socket"}, Action: specs.ActErrno, ErrnoRet: &denied,
+				Args: []specs.LinuxSeccompArg{{Index: 0, Value: unix.AF_NETLINK, Op: specs.OpGreaterThan}}},
+		},
+	}
+}
