@@ -29,7 +29,6 @@ type response struct {
 	body     *bytes.Buffer // what waits
 	begun    bool          // the head has left
 	trailers []string
-	dated    bool // a write deadline was set
 	hijacked bool // the handler writes its answer itself
 	err      error
 }
@@ -38,16 +37,14 @@ func newResponse(conn *parkedConn) *response {
 	return &response{conn: conn, header: http.Header{}, body: gathers.Get().(*bytes.Buffer)}
 }
 
-// release gives the buffer back.
+// release gives the buffer back, and leaves no deadline to the next answer.
 func (r *response) release() {
 	if r.body.Cap() <= 2*gatherSize {
 		r.body.Reset()
 		gathers.Put(r.body)
 	}
 	r.body = nil
-	if r.dated {
-		_ = r.conn.SetWriteDeadline(time.Time{})
-	}
+	_ = r.conn.SetWriteDeadline(time.Time{})
 }
 
 // Header implements http.ResponseWriter.
@@ -91,7 +88,6 @@ func (r *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 
 // SetWriteDeadline is what http.ResponseController looks for.
 func (r *response) SetWriteDeadline(t time.Time) error {
-	r.dated = !t.IsZero()
 	return r.conn.SetWriteDeadline(t)
 }
 
