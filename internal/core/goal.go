@@ -88,6 +88,8 @@ type HostReport struct {
 	Complete bool             `json:"complete"`
 	Members  []ObservedMember `json:"members,omitempty"`
 	Problems []string         `json:"problems,omitempty"` // what the host could not make true, and why
+	// NATGateways tells what those of the goal state did, as last looked at.
+	NATGateways []NATGatewayReport `json:"natGateways,omitempty"`
 }
 
 // ObservedMember is what a host knows of one member.

@@ -87,6 +87,8 @@ type Host struct {
 	Problems    []string  `json:"problems,omitempty"`
 	// Installation tells apart machines, and run directories on one, that use one name.
 	Installation string `json:"installation,omitempty"`
+	// NATGateways are those of every tenant; each tenant sees its own as their status.
+	NATGateways []NATGatewayReport `json:"-"`
 }
 
 // QueryClass says what kind of work a query is.

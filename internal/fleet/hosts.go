@@ -312,7 +312,7 @@ func (f *Fleet) receive(ctx context.Context, s *session) error {
 // report takes in what a host observed.
 func (f *Fleet) report(ctx context.Context, s *session, r core.HostReport) {
 	f.mu.Lock()
-	s.info.SeenVersion, s.info.Problems = r.Version, r.Problems
+	s.info.SeenVersion, s.info.Problems, s.info.NATGateways = r.Version, r.Problems, r.NATGateways
 	present := map[string]bool{}
 	hashes := map[*member]string{}
 	for _, o := range r.Members {

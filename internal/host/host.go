@@ -44,6 +44,8 @@ type Options struct {
 	Logger      *slog.Logger // Required
 	// Recheck is how often the machine is compared although nothing happened. Default 30 s.
 	Recheck time.Duration
+	// Meter is how often the NAT gateways are looked at. Default 15 s.
+	Meter time.Duration
 }
 
 // Host runs one machine.
@@ -52,6 +54,7 @@ type Host struct {
 	log  *slog.Logger
 	kick chan struct{} // capacity 1: something changed
 	say  chan struct{} // capacity 1: there is something new to report
+	look chan struct{} // capacity 1: the goal state changed, NAT gateways with it perhaps
 
 	tunnels atomic.Pointer[map[netip.Addr]bool] // tunnel addresses of present ports
 
@@ -62,6 +65,7 @@ type Host struct {
 	ports    map[hostnet.PortKey]string
 	going    map[hostnet.PortKey]bool // taken out of the network, perhaps not gone yet
 	problems []string
+	nats     []core.NATGatewayReport
 	known    bool // boxes were read from the runtime at least once
 	stale    bool // boxes must be read from the runtime again
 
@@ -95,9 +99,12 @@ func New(opts Options) *Host {
 	if opts.Recheck == 0 {
 		opts.Recheck = 30 * time.Second
 	}
+	if opts.Meter == 0 {
+		opts.Meter = 15 * time.Second
+	}
 	return &Host{
 		opts: opts, log: opts.Logger,
-		kick: make(chan struct{}, 1), say: make(chan struct{}, 1),
+		kick: make(chan struct{}, 1), say: make(chan struct{}, 1), look: make(chan struct{}, 1),
 		boxes: map[string]*box{}, going: map[hostnet.PortKey]bool{}, stale: true,
 	}
 }
@@ -120,6 +127,7 @@ func (h *Host) Run(ctx context.Context) error {
 	wg.Go(func() { cancel(rel.Run(ctx)) })
 	wg.Go(func() { h.talk(ctx) })
 	wg.Go(func() { h.watchExits(ctx) })
+	wg.Go(func() { h.meterNATs(ctx) })
 	h.reconcileLoop(ctx)
 	cancel(nil)
 	listener.Close()

@@ -100,7 +100,8 @@ func (r *rig) want(members ...int) {
 	r.version++
 	goal := core.GoalState{Version: r.version, VNets: []core.GoalVNet{{
 		UID: "v1", Name: "corp", AddressSpace: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/16")},
-		Subnets: []core.Subnet{{Name: "s", Prefix: netip.MustParsePrefix("10.0.0.0/24"), Delegation: core.DelegationGateways}},
+		Subnets:     []core.Subnet{{Name: "s", Prefix: netip.MustParsePrefix("10.0.0.0/24"), Delegation: core.DelegationGateways}},
+		NATGateways: []core.GoalNATGateway{{UID: "n1", NATGateway: core.NATGateway{Name: "egress", VNet: "corp"}}},
 	}}}
 	for _, i := range members {
 		goal.Members = append(goal.Members, core.GoalMember{
@@ -170,6 +171,10 @@ func TestGoalBecomesTrue(t *testing.T) {
 	r.eventually("the report says so", func() bool {
 		m, ok := r.observed("m-1")
 		return ok && m.Running && m.JoinTokenHash != "" && r.lastReport().Version == 1 && r.lastReport().Complete
+	})
+	r.eventually("and tells of the NAT gateway", func() bool {
+		list := r.lastReport().NATGateways
+		return len(list) == 1 && list[0].UID == "n1" && list[0].Name == "egress" && list[0].Up
 	})
 	r.want(2)
 	r.eventually("one is gone", func() bool { return r.exists(2) })

@@ -219,6 +219,9 @@ func (h *Host) takeStatus(goal *core.GoalState, status hostnet.Status, err error
 	for k := range status.Ports {
 		delete(h.going, k) // it is back: it was not going
 	}
+	if h.acted != goal.Version {
+		poke(h.look)
+	}
 	h.problems, h.ports, h.acted = problems, status.Ports, goal.Version
 	tunnels := map[netip.Addr]bool{}
 	for _, m := range goal.Members {

@@ -77,7 +77,10 @@ type Network struct {
 	closed   bool
 }
 
-var _ hostnet.Network = (*Network)(nil)
+var (
+	_ hostnet.Network  = (*Network)(nil)
+	_ hostnet.NATMeter = (*Network)(nil)
+)
 
 // New returns a Network on a machine. Several may follow each other on one machine.
 func New(m *Machine) *Network { return &Network{machine: m} }
@@ -101,6 +104,20 @@ func (n *Network) Up(ctx context.Context) error {
 	n.machine.up = true
 	n.machine.mu.Unlock()
 	return nil
+}
+
+// NATGateways implements hostnet.NATMeter: each NAT gateway is up, and nothing went through it.
+func (n *Network) NATGateways(context.Context) ([]core.NATGatewayReport, error) {
+	n.machine.mu.Lock()
+	defer n.machine.mu.Unlock()
+	var out []core.NATGatewayReport
+	for _, v := range n.machine.vnets {
+		for _, g := range v.NATGateways {
+			out = append(out, core.NATGatewayReport{UID: g.UID, Tenant: v.Tenant, VNet: v.Name, Name: g.Name, Up: true})
+		}
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].UID < out[j].UID })
+	return out, nil
 }
 
 func (n *Network) isUp() bool {
