@@ -21,12 +21,18 @@ type Evaluator struct {
 	resolvers []netip.Addr
 	nics      map[netip.Addr]core.GoalNIC
 	groups    map[string]*group
+	routes    map[string][]EffectiveRoute // by subnet
+	peers     map[string]*Evaluator       // by name
 }
 
 // NewEvaluator reads the rules of a virtual network. Resolvers are the addresses on which
 // its resolver answers.
 func NewEvaluator(v core.GoalVNet, resolvers []netip.Addr) *Evaluator {
 	e := &Evaluator{vnet: v, resolvers: resolvers, nics: map[netip.Addr]core.GoalNIC{}, groups: map[string]*group{}}
+	e.routes, e.peers = map[string][]EffectiveRoute{}, map[string]*Evaluator{}
+	for _, s := range v.Subnets {
+		e.routes[s.Name] = EffectiveRoutes(v, s)
+	}
 	for _, n := range v.NICs {
 		e.nics[n.Address] = n
 	}
@@ -52,6 +58,7 @@ func (e *Evaluator) Evaluate(f Flow) Verdict {
 	if to, inside := q.subnetOf(f.Destination); inside && q.kind == ordinary && !denied(v) {
 		q.inbound(&v, to)
 	}
+	q.inboundThere(&v)
 	v.Allowed = !denied(v) && v.HasRoute()
 	return v
 }

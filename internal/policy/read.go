@@ -87,8 +87,9 @@ func (e *Evaluator) matcher(entries []string) matcher {
 			m.any = true
 		case TagVirtualNetwork:
 			m.tests = append(m.tests, e.inSpace)
+			m.tests = append(m.tests, e.inPeers)
 		case TagInternet:
-			m.tests = append(m.tests, func(a netip.Addr) bool { return !e.inSpace(a) && unroutable(a) == "" })
+			m.tests = append(m.tests, func(a netip.Addr) bool { return !e.inSpace(a) && !e.inPeers(a) && unroutable(a) == "" })
 		case TagPlatformDNS:
 			m.tests = append(m.tests, func(a netip.Addr) bool { return slices.Contains(e.resolvers, a) })
 		case TagLoadBalancer, TagPlatformTunnel:

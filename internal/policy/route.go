@@ -21,8 +21,17 @@ func (q question) route(from core.Subnet) string {
 	if !dst.Is4() {
 		return routeNone + "IPv6 is not carried"
 	}
-	if q.inSpace(dst) || slices.Contains(q.resolvers, dst) {
+	if slices.Contains(q.resolvers, dst) {
 		return q.localRoute()
+	}
+	if r, is := q.userRoute(from); is {
+		return r
+	}
+	if q.inSpace(dst) {
+		return q.localRoute()
+	}
+	if r, is := q.peerRoute(); is {
+		return r
 	}
 	if kind := unroutable(dst); kind != "" {
 		return fmt.Sprintf("%s%s is %s address", routeNone, dst, kind)

@@ -28,6 +28,9 @@ type VNetInput struct {
 	// NATInterfaces names, for each NAT gateway, the interface in the namespace that
 	// leads to it. A gateway that is absent is no way out yet.
 	NATInterfaces map[string]string
+	// PeerInterfaces names, for each connected network by its UID, the interface in the
+	// namespace that leads to it.
+	PeerInterfaces map[string]string
 	// BucketsFrom is the number of rules of a direction past which they are compiled to
 	// buckets by destination port. Default: 200; negative: always.
 	BucketsFrom int
@@ -76,6 +79,7 @@ func newVNetCompiler(in VNetInput) *vnetCompiler {
 	for _, a := range in.Resolvers {
 		resolvers = append(resolvers, span{number(a), number(a)})
 	}
+	space = append(space, peerSpans(in.VNet)...)
 	c.rules.virtualNetwork = merge(space)
 	c.rules.internet = complement(merge(append(space, notInternet()...)))
 	c.rules.resolvers = merge(resolvers)
@@ -196,6 +200,7 @@ func (c *vnetCompiler) antiSpoof() {
 		c.line(2, `iifname %q ip saddr != @virtual_network counter accept comment "%s"`,
 			c.in.NATInterfaces[name], shorten("back from NAT gateway "+plain(name), maxComment))
 	}
+	c.fromPeers()
 	c.line(2, `counter drop comment "spoofed, or from an interface that has no place here"`)
 	c.line(1, "}\n")
 }
@@ -216,7 +221,7 @@ func (c *vnetCompiler) natNames() []string {
 func (c *vnetCompiler) state() {
 	c.line(2, `ct state established,related counter accept comment "known flows"`)
 	c.line(2, `ct state invalid counter drop comment "invalid"`)
-	c.line(2, `iifname != @members counter drop comment "unsolicited: only members begin flows"`)
+	c.line(2, `%s counter drop comment "unsolicited: only members begin flows"`, c.beginners())
 }
 
 func (c *vnetCompiler) forward() {
@@ -227,6 +232,8 @@ func (c *vnetCompiler) forward() {
 	c.line(2, "jump security_groups")
 	c.boundFlows()
 	c.line(2, `oifname . ip daddr @holders counter accept comment "to the member that holds the address"`)
+	c.toPeers()
+	c.toAppliances()
 	for _, name := range c.natNames() {
 		if from := c.natSubnets(name); len(from) > 0 {
 			c.line(2, `oifname %q ip saddr %s ip daddr @internet meta l4proto { tcp, udp, icmp } counter accept comment "%s"`,
@@ -253,6 +260,7 @@ func (c *vnetCompiler) input() {
 	c.line(2, "type filter hook input priority filter; policy drop;")
 	c.state()
 	c.boundFlows()
+	c.resolversAreOurs()
 	c.line(2, "ip daddr @resolvers meta l4proto { tcp, udp } th dport %d goto platform_dns", dnsPort)
 	c.line(2, "jump security_groups")
 	c.line(2, `ip daddr . tcp dport @endpoints counter accept comment "private endpoint"`)
