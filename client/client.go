@@ -132,7 +132,16 @@ func (c *Client) Get(ctx context.Context, kind, name string) (json.RawMessage, e
 
 // Delete deletes one resource.
 func (c *Client) Delete(ctx context.Context, kind, name string, force bool) error {
-	return c.call(ctx, http.MethodDelete, "/v1/"+url.PathEscape(kind)+"/"+url.PathEscape(name)+"?force="+strconv.FormatBool(force), nil, nil)
+	return c.DeleteFor(ctx, kind, name, force, "")
+}
+
+// DeleteFor does so for a reason, which the service keeps in its audit log.
+func (c *Client) DeleteFor(ctx context.Context, kind, name string, force bool, reason string) error {
+	q := url.Values{"force": {strconv.FormatBool(force)}}
+	if reason != "" {
+		q.Set("reason", reason)
+	}
+	return c.call(ctx, http.MethodDelete, "/v1/"+url.PathEscape(kind)+"/"+url.PathEscape(name)+"?"+q.Encode(), nil, nil)
 }
 
 // Gateway wakes, pauses or restarts a gateway and waits until it is so.

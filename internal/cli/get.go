@@ -19,7 +19,7 @@ func (a *app) getCommand() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use:               "get KIND [NAME]",
-		Short:             "Show resources, members, hosts, leases or queries",
+		Short:             "Show resources, members, hosts, leases, links, queries or the audit log",
 		Args:              cobra.RangeArgs(1, 2),
 		ValidArgsFunction: a.completeKindAndName,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -117,9 +117,10 @@ func blockStyle(n *yaml.Node) {
 
 func (a *app) deleteCommand() *cobra.Command {
 	var force bool
+	var reason string
 	cmd := &cobra.Command{
 		Use:               "delete KIND NAME",
-		Short:             "Delete a resource",
+		Short:             "Delete a resource; with --force release a lease, a link or a host that is lost",
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: a.completeKindAndName,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -132,14 +133,15 @@ func (a *app) deleteCommand() *cobra.Command {
 				return err
 			}
 			defer c.Close()
-			if err := c.Delete(cmd.Context(), kind.plural, args[1], force); err != nil {
+			if err := c.DeleteFor(cmd.Context(), kind.plural, args[1], force, reason); err != nil {
 				return err
 			}
 			_, err = fmt.Fprintf(a.Out, "%s/%s deleted\n", kind.name, args[1])
 			return err
 		},
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "don't wait for a gateway's members to be torn down")
+	cmd.Flags().BoolVar(&force, "force", false, "don't wait for the confirmation of hosts: a gateway goes at once, its addresses stay leased; leases, links and hosts go on your word alone")
+	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit log (\"sluice get audits\")")
 	return cmd
 }
 

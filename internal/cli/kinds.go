@@ -26,7 +26,7 @@ type column struct {
 }
 
 var kinds = []kind{
-	{"VirtualNetwork", "virtualnetworks", []column{{"NAME", "name", nil}, {"ADDRESS SPACE", "addressSpace", nil}, {"SUBNETS", "", subnets}, {"PEERINGS", "", peerings}}},
+	{"VirtualNetwork", "virtualnetworks", []column{{"NAME", "name", nil}, {"ADDRESS SPACE", "addressSpace", nil}, {"SUBNETS", "", subnets}, {"LINKS", "", subnetLinks}, {"PEERINGS", "", peerings}}},
 	{"NetworkSecurityGroup", "networksecuritygroups", []column{{"NAME", "name", nil}, {"RULES", "", count("rules")}, {"REVOKE", "revoke", nil}}},
 	{"ApplicationSecurityGroup", "applicationsecuritygroups", []column{{"NAME", "name", nil}}},
 	{"ServiceTag", "servicetags", []column{{"NAME", "name", nil}, {"PREFIXES", "", count("prefixes")}}},
@@ -38,8 +38,10 @@ var kinds = []kind{
 	{"DataSource", "datasources", []column{{"NAME", "name", nil}, {"TYPE", "type", nil}, {"GATEWAY", "gateway", nil}, {"HOST", "parameters.host", nil}, {"DATABASE", "parameters.database", nil}}},
 	{"Member", "members", []column{{"ID", "id", nil}, {"GATEWAY", "gateway", nil}, {"STATE", "state", nil}, {"ADDRESS", "address", nil}, {"HOST", "host", nil}, {"AGE", "", age("createdAt")}, {"REASON", "reason", nil}}},
 	{"Host", "hosts", []column{{"NAME", "name", nil}, {"CONNECTED", "connected", nil}, {"GOAL", "goalVersion", nil}, {"SEEN", "seenVersion", nil}, {"LAST SEEN", "", age("lastSeen")}, {"PROBLEMS", "problems", nil}}},
-	{"Lease", "leases", []column{{"ADDRESS", "address", nil}, {"VNET", "vnet", nil}, {"SUBNET", "subnet", nil}, {"MEMBER", "member", nil}, {"STATE", "state", nil}, {"AGE", "", age("acquiredAt")}}},
+	{"Lease", "leases", []column{{"ADDRESS", "address", nil}, {"VNET", "vnet", nil}, {"SUBNET", "subnet", nil}, {"GATEWAY", "gateway", nil}, {"MEMBER", "member", nil}, {"HOST", "host", nil}, {"STATE", "state", nil}, {"AGE", "", age("acquiredAt")}, {"EXPIRES", "", when("expiresAt")}, {"REUSABLE", "", when("reusableAt")}, {"REASON", "reason", nil}}},
+	{"Link", "links", []column{{"NAME", "name", nil}, {"OWNER", "owner", nil}, {"STATE", "state", nil}, {"ADDRESSES", "addresses", nil}, {"AGE", "", age("since")}, {"REASON", "reason", nil}}},
 	{"Query", "queries", []column{{"ID", "id", nil}, {"STATE", "state", nil}, {"USER", "user", nil}, {"SOURCE", "source", nil}, {"STARTED", "", when("startedAt")}, {"TIME", "", elapsed}, {"ROWS", "rows", nil}, {"SQL", "", firstLine("sql")}, {"ERROR", "", firstLine("error")}}},
+	{"Audit", "audits", []column{{"ID", "id", nil}, {"TIME", "", when("at")}, {"WHO", "who", nil}, {"ACT", "act", nil}, {"OBJECT", "object", nil}, {"NOTE", "", firstLine("note")}, {"WHY", "", firstLine("why")}}},
 }
 
 // kindOf finds a kind by its singular or plural in any case.
@@ -131,6 +133,21 @@ func subnets(o map[string]any) string {
 	for _, s := range list {
 		if m, ok := s.(map[string]any); ok {
 			out = append(out, text(m["name"])+" "+text(m["prefix"]))
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+// subnetLinks shows who holds which subnet.
+func subnetLinks(o map[string]any) string {
+	list, _ := lookup(o, "status.subnets").([]any)
+	var out []string
+	for _, s := range list {
+		m, _ := s.(map[string]any)
+		held, _ := m["links"].([]any)
+		for _, l := range held {
+			link, _ := l.(map[string]any)
+			out = append(out, text(m["name"])+": "+text(link["owner"]))
 		}
 	}
 	return strings.Join(out, ", ")

@@ -92,13 +92,24 @@ func (f *Fleet) Leases(ctx context.Context, t core.TenantID) ([]core.Lease, erro
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return f.explain(rows), nil
+}
+
+// Explain does the same for leases that a transaction of the caller's has read.
+func (f *Fleet) Explain(rows []core.Lease) []core.Lease {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.explain(rows)
+}
+
+func (f *Fleet) explain(rows []core.Lease) []core.Lease {
 	out := rows[:0]
 	for _, l := range rows {
 		if !l.Ended() || f.opts.Now().Before(l.ReusableAt) {
 			out = append(out, f.explained(l))
 		}
 	}
-	return out, nil
+	return out
 }
 
 // explained completes a lease with what memory knows of it. The caller holds mu.

@@ -19,9 +19,7 @@ const tokenPrefix = "sluice_"
 // FirstToken makes the administrator's token if there is none yet. It is returned
 // once and stored hashed; afterwards the result is the zero Secret.
 func (s *Service) FirstToken(ctx context.Context) (core.Secret, error) {
-	var raw [32]byte
-	_, _ = rand.Read(raw[:]) // never fails: crypto/rand ends the process instead
-	token := tokenPrefix + base64.RawURLEncoding.EncodeToString(raw[:])
+	token := newToken()
 	made := false
 	err := s.opts.Store.Write(ctx, func(tx store.Tx) error {
 		n, err := tx.CountTokens()
@@ -29,12 +27,45 @@ func (s *Service) FirstToken(ctx context.Context) (core.Secret, error) {
 			return err
 		}
 		made = true
-		return tx.PutToken(hash(token), core.Principal{Tenant: core.DefaultTenant, Name: "admin", Role: core.RoleAdmin})
+		return tx.PutToken(hash(token), administrator(core.DefaultTenant))
 	})
 	if err != nil || !made {
 		return core.Secret{}, err
 	}
 	return core.NewSecret(token), nil
+}
+
+// RenewToken implements Frontend.
+func (s *Service) RenewToken(ctx context.Context) (core.Secret, error) {
+	p, err := core.PrincipalFrom(ctx)
+	if err != nil {
+		return core.Secret{}, unauthenticated(err)
+	}
+	if p.Role != core.RoleAdmin {
+		return core.Secret{}, errs.New(errs.Denied, "only an administrator may replace the administrator's token")
+	}
+	token := newToken()
+	err = s.opts.Store.Write(ctx, func(tx store.Tx) error {
+		if err := tx.ReplaceTokens(hash(token), administrator(p.Tenant)); err != nil {
+			return err
+		}
+		return s.audit(tx, p, "renew", "Token/"+administrator(p.Tenant).Name, "the one before it is no longer known", "")
+	})
+	if err != nil {
+		return core.Secret{}, err
+	}
+	s.tokens.Clear()
+	return core.NewSecret(token), nil
+}
+
+func administrator(t core.TenantID) core.Principal {
+	return core.Principal{Tenant: t, Name: "admin", Role: core.RoleAdmin}
+}
+
+func newToken() string {
+	var raw [32]byte
+	_, _ = rand.Read(raw[:]) // never fails: crypto/rand ends the process instead
+	return tokenPrefix + base64.RawURLEncoding.EncodeToString(raw[:])
 }
 
 func hash(token string) []byte {
@@ -58,7 +89,7 @@ func (s *Service) Authenticate(ctx context.Context, token string) (core.Principa
 	})
 	if errs.ClassOf(err) == errs.NotFound {
 		return p, errs.New(errs.Unauthenticated, "the token is not known").
-			WithHint("the administrator's token was shown at the service's first start; on the service's machine the socket needs none")
+			WithHint("the administrator's token was shown at the service's first start; on the service's machine the socket needs none, and \"sluice token renew\" makes a new one")
 	}
 	if err == nil {
 		s.tokens.Store(key, p)

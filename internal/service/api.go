@@ -34,7 +34,7 @@ type ApplyError struct {
 
 // View is an object as the API shows it: its fields, its kind, and its status.
 // Marshalled, it is one flat JSON object with "kind" first and "status" last.
-// Runtime objects (members, leases, hosts, queries) have Status nil.
+// Runtime objects (members, leases, links, hosts, queries, audits) have Status nil.
 type View struct {
 	Kind   string
 	Name   string
@@ -94,7 +94,7 @@ type Frontend interface {
 	Apply(ctx context.Context, docs []Document, dryRun bool) ([]Applied, error)
 	Get(ctx context.Context, kind, name string) (View, error)
 	List(ctx context.Context, kind string) ([]View, error)
-	Delete(ctx context.Context, kind, name string, force bool) error
+	Delete(ctx context.Context, kind, name string, how DeleteOptions) error
 
 	// Query runs a statement on a member, waking one if need be, and returns once the
 	// first bytes of the result, or the error, are there.
@@ -111,7 +111,11 @@ type Frontend interface {
 	Check(ctx context.Context, in CheckInput) (CheckResult, error)
 	QueryRecord(ctx context.Context, id string) (core.Query, error)
 	QueryRecords(ctx context.Context, source string, limit int) ([]core.Query, error)
+	// AuditRecords lists what was changed, by whom and why, the newest first.
+	AuditRecords(ctx context.Context, limit int) ([]View, error)
 
+	// RenewToken makes a new administrator's token, which replaces the one that there is.
+	RenewToken(ctx context.Context) (core.Secret, error)
 	// Authenticate finds the principal of a bearer token.
 	Authenticate(ctx context.Context, token string) (core.Principal, error)
 	// Ready tells why the service can't serve, or nil.

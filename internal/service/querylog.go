@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -97,6 +98,7 @@ type queryLog struct {
 	store store.Store
 	log   *slog.Logger
 	keep  time.Duration
+	purge func(store.Tx) error // what else is old
 
 	mu      sync.Mutex
 	pending map[string]core.Query // the newest of each ID
@@ -115,9 +117,9 @@ const (
 	logPending = 50_000
 )
 
-func newQueryLog(st store.Store, log *slog.Logger, keep time.Duration) *queryLog {
+func newQueryLog(st store.Store, log *slog.Logger, keep time.Duration, purge func(store.Tx) error) *queryLog {
 	l := &queryLog{
-		store: st, log: log, keep: keep,
+		store: st, log: log, keep: keep, purge: purge,
 		pending: map[string]core.Query{}, wake: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
 	l.wg.Go(l.run)
@@ -162,7 +164,7 @@ func (l *queryLog) run() {
 			l.flush()
 		case <-purge.C:
 			before := time.Now().Add(-l.keep)
-			l.write(func(tx store.Tx) error { return tx.PurgeQueries(before) })
+			l.write(func(tx store.Tx) error { return errors.Join(tx.PurgeQueries(before), l.purge(tx)) })
 		}
 	}
 }

@@ -73,8 +73,7 @@ func (s *Service) Apply(ctx context.Context, docs []Document, dryRun bool) ([]Ap
 				continue
 			}
 			changed = true
-			entry := store.AuditEntry{At: s.now(), Tenant: p.Tenant, Who: p.Name, Act: "apply", Object: objectName(d.Kind, d.Name), Note: string(d.Change)}
-			if err := tx.Audit(entry); err != nil {
+			if err := s.audit(tx, p, "apply", objectName(d.Kind, d.Name), string(d.Change), ""); err != nil {
 				return err
 			}
 		}
@@ -173,8 +172,10 @@ func (a *apply) check() error {
 		return slices.ContainsFunc(leases, func(l core.Lease) bool { return l.VNet == vnet && l.Address == addr })
 	})
 	problems = append(problems, validate.Set(all)...)
-	if len(problems) == 0 {
-		problems = a.inUse(leases)
+	guarded := a.guard(a.svc.opts.Fleet.Explain(leases))
+	problems = withoutEchoes(problems, guarded, links(a.have, leases))
+	if problems = append(problems, guarded...); len(problems) == 0 {
+		problems = a.moved()
 	}
 	if len(problems) > 0 {
 		return &ApplyError{Problems: problems}
@@ -182,23 +183,9 @@ func (a *apply) check() error {
 	return nil
 }
 
-// inUse finds changes that would pull the ground from under members that exist.
-func (a *apply) inUse(leases []core.Lease) []*errs.Error {
+// moved finds gateways that would leave members behind in another subnet.
+func (a *apply) moved() []*errs.Error {
 	var out []*errs.Error
-	for _, l := range leases {
-		if l.State != core.LeaseHeld {
-			continue
-		}
-		vnet, ok := a.set[objectName(core.KindVirtualNetwork, l.VNet)].(*core.VirtualNetwork)
-		if !ok {
-			continue
-		}
-		i := slices.IndexFunc(vnet.Subnets, func(s core.Subnet) bool { return s.Name == l.Subnet })
-		if i < 0 || !vnet.Subnets[i].Prefix.Contains(l.Address) || vnet.Subnets[i].Delegation != core.DelegationGateways {
-			out = append(out, errs.New(errs.Conflict, "subnet %s is in use: member %s holds %s in it", l.Subnet, l.Member, l.Address).
-				On(objectName(core.KindVirtualNetwork, l.VNet), "subnets").WithHint("pause the gateway first: \"sluice get members\" shows which"))
-		}
-	}
 	for _, m := range a.svc.opts.Fleet.Members(a.tenant) {
 		gw, ok := a.set[objectName(core.KindGateway, m.Gateway)].(*core.Gateway)
 		if ok && (gw.VNet != m.VNet || gw.Subnet != m.Subnet) {
@@ -279,33 +266,36 @@ func (a *apply) same(r core.Resource, old core.Stored, password core.Secret) (bo
 // Delete implements Frontend. A gateway's members are torn down first; with force
 // the gateway goes without waiting for that, and the addresses stay leased until
 // their host confirms.
-func (s *Service) Delete(ctx context.Context, kind, name string, force bool) error {
+func (s *Service) Delete(ctx context.Context, kind, name string, how DeleteOptions) error {
 	p, err := core.PrincipalFrom(ctx)
 	if err != nil {
 		return unauthenticated(err)
 	}
-	if kind == KindHost {
-		return s.forgetHost(ctx, p, name, force)
+	if err := how.check(); err != nil {
+		return err
+	}
+	switch kind {
+	case KindHost:
+		return s.forgetHost(ctx, p, name, how)
+	case KindLease:
+		return s.deleteLease(ctx, p, name, how)
+	case KindLink:
+		return s.deleteLink(ctx, p, name, how)
 	}
 	k := core.Kind(kind)
 	if core.New(k) == nil {
-		return errs.New(errs.Invalid, "%s can't be deleted", kind).WithHint("pause the gateway whose member or lease it is")
+		return errs.New(errs.Invalid, "%s can't be deleted", kind).WithHint("a member goes when its gateway is paused; queries and audits are kept for a time")
 	}
-	if k == core.KindGateway && !force {
-		if err := s.opts.Store.Read(ctx, func(tx store.Tx) error { return deletable(tx, p.Tenant, k, name) }); err != nil {
-			return err // before anything is torn down
-		}
-		ref, err := s.gatewayRef(ctx, p.Tenant, name)
-		if err != nil {
-			return err
-		}
-		pauseCtx, cancel := context.WithTimeout(ctx, 90*time.Second)
-		defer cancel()
-		if err := s.opts.Fleet.Pause(pauseCtx, ref, "its gateway is being deleted"); err != nil {
-			return err
-		}
+	switch {
+	case k == core.KindGateway && !how.Force:
+		err = s.pauseForGood(ctx, p, name)
+	case k == core.KindVirtualNetwork && how.Force:
+		err = s.releaseNetwork(ctx, p, name, how)
 	}
-	err = s.opts.Store.Write(ctx, func(tx store.Tx) error { return s.deleteOne(tx, p, k, name) })
+	if err != nil {
+		return err
+	}
+	err = s.opts.Store.Write(ctx, func(tx store.Tx) error { return s.deleteOne(tx, p, k, name, how) })
 	if err != nil {
 		return err
 	}
@@ -316,8 +306,23 @@ func (s *Service) Delete(ctx context.Context, kind, name string, force bool) err
 	return nil
 }
 
+// pauseForGood tears the members of a gateway down that is to be deleted.
+func (s *Service) pauseForGood(ctx context.Context, p core.Principal, name string) error {
+	err := s.opts.Store.Read(ctx, func(tx store.Tx) error { return deletable(tx, p.Tenant, core.KindGateway, name, nil) })
+	if err != nil {
+		return err // before anything is torn down
+	}
+	ref, err := s.gatewayRef(ctx, p.Tenant, name)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
+	defer cancel()
+	return s.opts.Fleet.Pause(ctx, ref, "its gateway is being deleted")
+}
+
 // forgetHost forgets a host; with force also the members of one that is lost.
-func (s *Service) forgetHost(ctx context.Context, p core.Principal, name string, force bool) error {
+func (s *Service) forgetHost(ctx context.Context, p core.Principal, name string, how DeleteOptions) error {
 	hosts, err := s.hosts(ctx)
 	if err != nil {
 		return err
@@ -325,23 +330,21 @@ func (s *Service) forgetHost(ctx context.Context, p core.Principal, name string,
 	if !slices.ContainsFunc(hosts, func(h core.Host) bool { return h.Name == name }) {
 		return errs.New(errs.NotFound, "Host/%s does not exist", name).On("Host/"+name, "")
 	}
-	audit := func(tx store.Tx, object, note string) error {
-		return tx.Audit(store.AuditEntry{At: s.now(), Tenant: p.Tenant, Who: p.Name, Act: "delete", Object: object, Note: note})
-	}
-	reason := "released by " + p.Name + ", who had its host forgotten"
-	released, err := s.opts.Fleet.ForgetHost(ctx, name, force, reason, func(tx store.Tx, l core.Lease) error {
-		return audit(tx, "Lease/"+l.Address.String(), fmt.Sprintf("released by force: member %s on host %s", l.Member, l.Host))
-	})
+	n, err := s.opts.Fleet.ForgetHost(ctx, name, how.Force, released(p, how), s.auditRelease(p, how))
 	if err != nil {
 		return err
 	}
 	return s.opts.Store.Write(ctx, func(tx store.Tx) error {
-		return audit(tx, "Host/"+name, fmt.Sprintf("force %t: %d leases released without their host's confirmation", force, released))
+		note := ""
+		if how.Force {
+			note = fmt.Sprintf("by force: %s released without its confirmation", count(n, "lease was", "leases were"))
+		}
+		return s.audit(tx, p, "delete", "Host/"+name, note, how.Reason)
 	})
 }
 
-// deletable says why a resource can't be deleted.
-func deletable(tx store.Tx, t core.TenantID, k core.Kind, name string) error {
+// deletable says why a resource can't be deleted. Leases are those of the tenant.
+func deletable(tx store.Tx, t core.TenantID, k core.Kind, name string, leases []core.Lease) error {
 	all, err := tx.ListResources(t, "")
 	if err != nil {
 		return err
@@ -352,47 +355,49 @@ func deletable(tx store.Tx, t core.TenantID, k core.Kind, name string) error {
 		set[i] = r.Spec
 		found = found || r.Spec.Kind() == k && r.Spec.ResourceName() == name
 	}
-	object := objectName(k, name)
 	if !found {
+		object := objectName(k, name)
 		return errs.New(errs.NotFound, "%s does not exist", object).On(object, "")
 	}
-	if by := validate.DeleteBlockers(set, k, name); len(by) > 0 {
-		return errs.New(errs.Conflict, "%s is in use by %s", object, strings.Join(by, ", ")).On(object, "").
-			WithHint("delete what uses it first, or apply that without the reference")
-	}
-	return deleteLinks(tx, t, k, name)
-}
-
-func (s *Service) deleteOne(tx store.Tx, p core.Principal, k core.Kind, name string) error {
-	if err := deletable(tx, p.Tenant, k, name); err != nil {
+	if err := deleteLinks(all, leases, k, name); err != nil {
 		return err
 	}
-	object := objectName(k, name)
+	return blockers(set, k, name)
+}
+
+func (s *Service) deleteOne(tx store.Tx, p core.Principal, k core.Kind, name string, how DeleteOptions) error {
+	leases, err := tx.ListLeases(p.Tenant)
+	if err != nil {
+		return err
+	}
+	leases = s.opts.Fleet.Explain(leases)
+	if err := deletable(tx, p.Tenant, k, name, leases); err != nil {
+		return err
+	}
 	if err := tx.DeleteResource(p.Tenant, k, name); err != nil {
 		return err
 	}
-	if err := tx.Audit(store.AuditEntry{At: s.now(), Tenant: p.Tenant, Who: p.Name, Act: "delete", Object: object}); err != nil {
+	if err := s.audit(tx, p, "delete", objectName(k, name), deletedNote(k, name, how, leases), how.Reason); err != nil {
 		return err
 	}
 	return s.opts.Fleet.BumpGoals(tx)
 }
 
-// deleteLinks refuses to delete a network in which members hold addresses.
-func deleteLinks(tx store.Tx, t core.TenantID, k core.Kind, name string) error {
-	if k != core.KindVirtualNetwork {
-		return nil
+// deletedNote says what a deletion by force left behind.
+func deletedNote(k core.Kind, name string, how DeleteOptions, leases []core.Lease) string {
+	if !how.Force {
+		return ""
 	}
-	leases, err := tx.ListLeases(t)
-	if err != nil {
-		return err
-	}
+	held := 0
 	for _, l := range leases {
-		if l.VNet == name && l.State == core.LeaseHeld {
-			return errs.New(errs.Conflict, "VirtualNetwork/%s is in use: member %s holds %s in subnet %s", name, l.Member, l.Address, l.Subnet).
-				WithHint("the lease goes when the member's host confirms its teardown; \"sluice get hosts\" shows whether it is connected")
+		if k == core.KindGateway && l.Gateway == name && !l.Ended() {
+			held++
 		}
 	}
-	return nil
+	if held == 0 {
+		return "by force"
+	}
+	return fmt.Sprintf("by force: %s leased until the teardown is confirmed", count(held, "address stays", "addresses stay"))
 }
 
 // gatewayRef finds a gateway.
@@ -456,7 +461,7 @@ func (s *Service) onGateway(ctx context.Context, act, gateway string, do func(fl
 		note = fmt.Sprintf("failed: %v", err)
 	}
 	auditErr := s.opts.Store.Write(context.WithoutCancel(ctx), func(tx store.Tx) error {
-		return tx.Audit(store.AuditEntry{At: s.now(), Tenant: p.Tenant, Who: p.Name, Act: act, Object: objectName(core.KindGateway, gateway), Note: note})
+		return s.audit(tx, p, act, objectName(core.KindGateway, gateway), note, "")
 	})
 	if auditErr != nil {
 		s.log.Error("an audit entry could not be written", "act", act, "gateway", gateway, "error", auditErr)

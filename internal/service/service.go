@@ -37,6 +37,8 @@ type Options struct {
 	Now       func() time.Time // Default time.Now
 	// KeepQueries is how long query records are kept. Default 30 days.
 	KeepQueries time.Duration
+	// KeepAudit is how long audit entries are kept. Default DefaultKeepAudit.
+	KeepAudit time.Duration
 }
 
 // Service implements Frontend.
@@ -64,6 +66,9 @@ func New(ctx context.Context, opts Options) (*Service, error) {
 	if opts.KeepQueries == 0 {
 		opts.KeepQueries = 30 * 24 * time.Hour
 	}
+	if opts.KeepAudit == 0 {
+		opts.KeepAudit = DefaultKeepAudit
+	}
 	s := &Service{opts: opts, log: opts.Logger, now: opts.Now, snapshots: map[core.TenantID]*snapshot{}}
 	err := opts.Store.Write(ctx, func(tx store.Tx) error {
 		n, err := tx.InterruptQueries(s.now(), "the service stopped while the query was running")
@@ -78,7 +83,7 @@ func New(ctx context.Context, opts Options) (*Service, error) {
 		return nil, err
 	}
 	s.metrics = newMetrics(s)
-	s.queries = newQueryLog(opts.Store, opts.Logger, opts.KeepQueries)
+	s.queries = newQueryLog(opts.Store, opts.Logger, opts.KeepQueries, s.purgeAudit)
 	return s, nil
 }
 

@@ -275,17 +275,17 @@ func TestDeleteWhatIsInUse(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	r.apply(example(t)...)
-	err := r.svc.Delete(r.ctx, "VirtualNetwork", "corp", false)
+	err := r.svc.Delete(r.ctx, "VirtualNetwork", "corp", DeleteOptions{})
 	if errs.ClassOf(err) != errs.Conflict || !strings.Contains(fmt.Sprint(err), "Gateway/corp-bi") {
 		t.Errorf("got %v, want a conflict that names the gateway", err)
 	}
-	if err := r.svc.Delete(r.ctx, "DataSource", "orders", false); err != nil {
+	if err := r.svc.Delete(r.ctx, "DataSource", "orders", DeleteOptions{}); err != nil {
 		t.Error(err)
 	}
-	if err := r.svc.Delete(r.ctx, "DataSource", "orders", false); errs.ClassOf(err) != errs.NotFound {
+	if err := r.svc.Delete(r.ctx, "DataSource", "orders", DeleteOptions{}); errs.ClassOf(err) != errs.NotFound {
 		t.Errorf("deleting it again: %v, want not found", err)
 	}
-	if err := r.svc.Delete(r.ctx, "Member", "m", false); errs.ClassOf(err) != errs.Invalid {
+	if err := r.svc.Delete(r.ctx, "Member", "m", DeleteOptions{}); errs.ClassOf(err) != errs.Invalid {
 		t.Errorf("deleting a member: %v, want invalid", err)
 	}
 }
@@ -330,7 +330,7 @@ func TestNoPrincipalNoAnswer(t *testing.T) {
 	for name, err := range map[string]error{
 		"apply": applyErr, "get": getErr, "list": listErr, "query": queryErr, "prepare": prepareErr, "metadata": metaErr,
 		"test": testErr, "check": checkErr, "record": recErr, "records": recsErr,
-		"delete": r.svc.Delete(ctx, "Gateway", "x", true), "wake": r.svc.Wake(ctx, "x"),
+		"delete": r.svc.Delete(ctx, "Gateway", "x", DeleteOptions{Force: true}), "wake": r.svc.Wake(ctx, "x"),
 		"pause": r.svc.Pause(ctx, "x"), "restart": r.svc.Restart(ctx, "x"),
 	} {
 		if errs.ClassOf(err) != errs.Unauthenticated {

@@ -3,7 +3,6 @@ package service
 import (
 	"context"
 	"slices"
-	"strings"
 
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/errs"
@@ -16,6 +15,8 @@ const (
 	KindLease  = "Lease"
 	KindHost   = "Host"
 	KindQuery  = "Query"
+	KindLink   = "Link"
+	KindAudit  = "Audit"
 )
 
 // ResourceStatus is the status of a declared resource.
@@ -47,8 +48,8 @@ type MemberStatus struct {
 type SubnetStatus struct {
 	Name string `json:"name"`
 	// Delegation is Ready, InUse, NotDelegated or DelegatedToOther.
-	Delegation string   `json:"delegation"`
-	Links      []string `json:"links,omitempty"` // who holds the subnet, and why
+	Delegation string `json:"delegation"`
+	Links      []Link `json:"links,omitempty"` // who holds the subnet, and why
 }
 
 // VNetStatus is the status of a virtual network.
@@ -71,8 +72,13 @@ func (s *Service) List(ctx context.Context, kind string) ([]View, error) {
 		hosts, err := s.hosts(ctx)
 		return viewsOf(KindHost, hosts, func(h core.Host) string { return h.Name }), err
 	case KindLease:
-		leases, err := s.leases(ctx, p.Tenant)
-		return viewsOf(KindLease, leases, func(l core.Lease) string { return l.Address.String() }), err
+		leases, err := s.opts.Fleet.Leases(ctx, p.Tenant)
+		return leaseViews(leases), err
+	case KindLink:
+		all, err := s.links(ctx, p.Tenant)
+		return viewsOf(KindLink, all, func(l Link) string { return l.Name }), err
+	case KindAudit:
+		return s.AuditRecords(ctx, 0)
 	case KindQuery:
 		records, err := s.QueryRecords(ctx, "", 0)
 		return viewsOf(KindQuery, records, func(q core.Query) string { return q.ID }), err
@@ -84,14 +90,15 @@ func (s *Service) List(ctx context.Context, kind string) ([]View, error) {
 	if err != nil {
 		return nil, err
 	}
-	leases, err := s.leases(ctx, p.Tenant)
+	leases, err := s.opts.Fleet.Leases(ctx, p.Tenant)
 	if err != nil {
 		return nil, err
 	}
+	holds := links(sn.all, leases)
 	var out []View
 	for _, r := range sn.all {
 		if string(r.Spec.Kind()) == kind {
-			out = append(out, View{Kind: kind, Name: r.Spec.ResourceName(), Object: r.Spec, Status: s.status(r, sn, leases)})
+			out = append(out, View{Kind: kind, Name: r.Spec.ResourceName(), Object: r.Spec, Status: s.status(r, holds)})
 		}
 	}
 	return out, nil
@@ -107,9 +114,14 @@ func viewsOf[T any](kind string, items []T, name func(T) string) []View {
 
 // Get implements Frontend.
 func (s *Service) Get(ctx context.Context, kind, name string) (View, error) {
-	if kind == KindQuery {
+	switch kind {
+	case KindQuery:
 		q, err := s.QueryRecord(ctx, name)
 		return View{Kind: kind, Name: name, Object: q}, err
+	case KindAudit:
+		return s.auditRecord(ctx, name)
+	case KindLease:
+		return s.leaseRecord(ctx, name)
 	}
 	all, err := s.List(ctx, kind)
 	if err != nil {
@@ -123,12 +135,17 @@ func (s *Service) Get(ctx context.Context, kind, name string) (View, error) {
 	return View{}, errs.New(errs.NotFound, "%s/%s does not exist", kind, name).On(kind+"/"+name, "")
 }
 
-func (s *Service) leases(ctx context.Context, t core.TenantID) (out []core.Lease, err error) {
-	err = s.opts.Store.Read(ctx, func(tx store.Tx) (err error) {
-		out, err = tx.ListLeases(t)
-		return err
-	})
-	return out, err
+func (s *Service) leaseRecord(ctx context.Context, name string) (View, error) {
+	p, err := core.PrincipalFrom(ctx)
+	if err != nil {
+		return View{}, unauthenticated(err)
+	}
+	leases, err := s.opts.Fleet.Leases(ctx, p.Tenant)
+	if err != nil {
+		return View{}, err
+	}
+	l, err := findLease(leases, name)
+	return View{Kind: KindLease, Name: name, Object: l}, err
 }
 
 // hosts merges what is stored of each host with what its connection says now.
@@ -152,13 +169,13 @@ func (s *Service) hosts(ctx context.Context) ([]core.Host, error) {
 	return out, err
 }
 
-func (s *Service) status(r core.Stored, sn *snapshot, leases []core.Lease) any {
+func (s *Service) status(r core.Stored, holds []Link) any {
 	base := ResourceStatus{UID: r.UID, Version: r.Version, Updated: r.UpdatedAt.UTC().Format("2006-01-02T15:04:05Z07:00")}
 	switch spec := r.Spec.(type) {
 	case *core.Gateway:
 		return s.gatewayStatus(r, base)
 	case *core.VirtualNetwork:
-		return vnetStatus(spec, base, sn, leases)
+		return vnetStatus(spec, base, holds)
 	}
 	return base
 }
@@ -188,30 +205,10 @@ func rank(state string) int {
 	return slices.Index([]string{"Paused", "Draining", "Waking", "Running"}, state)
 }
 
-func vnetStatus(v *core.VirtualNetwork, base ResourceStatus, sn *snapshot, leases []core.Lease) VNetStatus {
-	out := VNetStatus{ResourceStatus: base, Peerings: peeringStatus(v, sn)}
+func vnetStatus(v *core.VirtualNetwork, base ResourceStatus, holds []Link) VNetStatus {
+	out := VNetStatus{ResourceStatus: base}
 	for _, sub := range v.Subnets {
-		st := SubnetStatus{Name: sub.Name, Delegation: "NotDelegated"}
-		switch {
-		case sub.Delegation == core.DelegationGateways:
-			st.Delegation = "Ready"
-		case sub.Delegation != "":
-			st.Delegation = "DelegatedToOther"
-		}
-		for _, name := range sortedKeys(sn.byName[core.KindGateway]) {
-			if g := sn.byName[core.KindGateway][name].Spec.(*core.Gateway); g.VNet == v.Name && g.Subnet == sub.Name {
-				st.Links = append(st.Links, "Gateway/"+name+" is placed in it")
-			}
-		}
-		for _, l := range leases {
-			if l.VNet == v.Name && l.Subnet == sub.Name {
-				st.Links = append(st.Links, strings.TrimSpace("member "+l.Member+" holds "+l.Address.String()+" ("+string(l.State)+")"))
-			}
-		}
-		if len(st.Links) > 0 && st.Delegation == "Ready" {
-			st.Delegation = "InUse"
-		}
-		out.Subnets = append(out.Subnets, st)
+		out.Subnets = append(out.Subnets, subnetStatus(v, sub, holds))
 	}
 	return out
 }

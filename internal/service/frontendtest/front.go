@@ -357,8 +357,22 @@ func (f *Front) List(ctx context.Context, kind string) ([]service.View, error) {
 }
 
 // Delete implements service.Frontend.
-func (f *Front) Delete(ctx context.Context, kind, name string, force bool) error {
-	return f.call(ctx, "Delete", " ", kind, " ", name, " ", force)
+func (f *Front) Delete(ctx context.Context, kind, name string, how service.DeleteOptions) error {
+	if how.Reason != "" {
+		return f.call(ctx, "Delete", " ", kind, " ", name, " ", how.Force, " ", how.Reason)
+	}
+	return f.call(ctx, "Delete", " ", kind, " ", name, " ", how.Force)
+}
+
+// AuditRecords implements service.Frontend.
+// RenewToken implements service.Frontend.
+func (f *Front) RenewToken(context.Context) (core.Secret, error) {
+	return core.NewSecret("sluice_renewed"), nil
+}
+
+// AuditRecords implements service.Frontend.
+func (f *Front) AuditRecords(ctx context.Context, limit int) ([]service.View, error) {
+	return []service.View{}, f.call(ctx, "AuditRecords", " ", limit)
 }
 
 // Wake implements service.Frontend.

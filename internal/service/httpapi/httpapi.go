@@ -71,6 +71,7 @@ func (a *api) routes() http.Handler {
 	route("/v1/apply", methods{"POST": a.apply})
 	route("/v1/check", methods{"POST": a.check})
 	route("/v1/catalog", methods{"GET": a.catalog})
+	route("/v1/token", methods{"POST": a.renewToken})
 	route("/v1/query", methods{"POST": a.query, "GET": a.listQueries})
 	route("/v1/{kind}", methods{"GET": a.list})
 	route("/v1/{kind}/{name}", methods{"GET": a.get, "PUT": a.put, "DELETE": a.delete})

@@ -14,6 +14,11 @@ type Kind struct {
 	Declared bool   // users make and delete it
 }
 
+// deletable reports whether DELETE makes sense for the kind, be it by force alone.
+func (k Kind) deletable() bool {
+	return k.Declared || k.Name == service.KindHost || k.Name == service.KindLease || k.Name == service.KindLink
+}
+
 // Kinds lists every kind, in the order in which help shows them.
 func Kinds() []Kind {
 	return []Kind{
@@ -30,7 +35,9 @@ func Kinds() []Kind {
 		{string(core.KindDataSource), "datasources", true},
 		{service.KindHost, "hosts", false},
 		{service.KindLease, "leases", false},
+		{service.KindLink, "links", false},
 		{service.KindQuery, "queries", false},
+		{service.KindAudit, "audits", false},
 	}
 }
 

@@ -83,8 +83,11 @@ func (a *api) list(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if k.Name == service.KindQuery {
+	switch k.Name {
+	case service.KindQuery:
 		return a.listQueries(w, r)
+	case service.KindAudit:
+		return a.listAudits(w, r)
 	}
 	views, err := a.f.List(r.Context(), k.Name)
 	if err != nil {
@@ -157,16 +160,19 @@ func named(k Kind, name string, fields map[string]json.RawMessage) (json.RawMess
 }
 
 func (a *api) delete(w http.ResponseWriter, r *http.Request) error {
-	k, err := declaredKind(r)
+	k, err := kindOf(r)
+	if err == nil && !k.deletable() {
+		err = statusError{http.StatusMethodNotAllowed, errs.New(errs.Invalid, "%s are not deleted by users", k.Plural)}
+	}
 	if err != nil {
 		return err
 	}
-	force, err := flag(r, "force")
-	if err != nil {
+	how := service.DeleteOptions{Reason: r.URL.Query().Get("reason")}
+	if how.Force, err = flag(r, "force"); err != nil {
 		return err
 	}
 	name := r.PathValue("name")
-	if err := a.f.Delete(r.Context(), k.Name, name, force); err != nil {
+	if err := a.f.Delete(r.Context(), k.Name, name, how); err != nil {
 		return err
 	}
 	return writeJSON(w, http.StatusOK, service.Applied{Kind: core.Kind(k.Name), Name: name, Change: core.Deleted})
@@ -229,14 +235,35 @@ const (
 	maxQueries     = 10000
 )
 
+// limitOf reads how many objects a list may hold.
+func limitOf(r *http.Request, without int) (int, error) {
+	s := r.URL.Query().Get("limit")
+	if s == "" {
+		return without, nil
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 || n > maxQueries {
+		return 0, errs.New(errs.Invalid, "the parameter limit is a number from 1 to %d, not %q", maxQueries, s)
+	}
+	return n, nil
+}
+
+func (a *api) listAudits(w http.ResponseWriter, r *http.Request) error {
+	limit, err := limitOf(r, 0)
+	if err != nil {
+		return err
+	}
+	views, err := a.f.AuditRecords(r.Context(), limit)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, items(views))
+}
+
 func (a *api) listQueries(w http.ResponseWriter, r *http.Request) error {
-	limit := defaultQueries
-	if s := r.URL.Query().Get("limit"); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil || n < 1 || n > maxQueries {
-			return errs.New(errs.Invalid, "the parameter limit is a number from 1 to %d, not %q", maxQueries, s)
-		}
-		limit = n
+	limit, err := limitOf(r, defaultQueries)
+	if err != nil {
+		return err
 	}
 	records, err := a.f.QueryRecords(r.Context(), r.URL.Query().Get("source"), limit)
 	if err != nil {
