@@ -13,11 +13,13 @@ import (
 	"os/signal"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sluice-gateway/sluice/internal/gateway/confine"
 	"github.com/sluice-gateway/sluice/internal/memberapi"
 )
 
@@ -34,6 +36,7 @@ type report struct {
 	Links         []string
 	Boot          []string          // the fields that the boot document fills
 	Tries         map[string]string // what was tried → "" if it worked
+	Confined      map[string]string // the same once it is confined as a member confines itself
 }
 
 // greedy is the memory limit, in MiB, up to which the intruder takes memory instead of
@@ -73,7 +76,7 @@ func grow() {
 }
 
 func look(boot []byte) report {
-	r := report{UID: os.Getuid(), GID: os.Getgid(), PID: os.Getpid(), CPUs: runtime.GOMAXPROCS(0), Args: os.Args, Env: os.Environ(), Tries: map[string]string{}}
+	r := report{UID: os.Getuid(), GID: os.Getgid(), PID: os.Getpid(), CPUs: runtime.GOMAXPROCS(0), Args: os.Args, Env: os.Environ()}
 	r.Status, r.Mounts, r.UIDMap = text("/proc/self/status"), text("/proc/self/mounts"), text("/proc/self/uid_map")
 	r.Root, r.Dev = names("/"), names("/dev")
 	for _, n := range names("/proc") {
@@ -90,13 +93,34 @@ func look(boot []byte) report {
 	for k := range fields {
 		r.Boot = append(r.Boot, k)
 	}
-	for what, try := range tries() {
-		r.Tries[what] = ""
-		if err := try(); err != nil {
-			r.Tries[what] = err.Error()
+	r.Tries = attempt(tries(), networkTries())
+	if _, err := confine.Apply(confine.Options{AllowDegraded: true}); err != nil {
+		return report{}
+	}
+	r.Confined = attempt(networkTries(), confinedTries())
+	return r
+}
+
+// attempt tries everything at once: some of it waits for answers that never come.
+func attempt(lists ...map[string]func() error) map[string]string {
+	out := map[string]string{}
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	for _, list := range lists {
+		for what, try := range list {
+			all.Go(func() {
+				err := try()
+				mu.Lock()
+				defer mu.Unlock()
+				out[what] = ""
+				if err != nil {
+					out[what] = err.Error()
+				}
+			})
 		}
 	}
-	return r
+	all.Wait()
+	return out
 }
 
 func text(path string) string {
@@ -114,7 +138,8 @@ func names(dir string) (out []string) {
 
 func tries() map[string]func() error {
 	return map[string]func() error{
-		"control: make a TCP socket": func() error { return socket(unix.AF_INET, unix.SOCK_STREAM, 0) },
+		"control: make a TCP socket":  func() error { return socket(unix.AF_INET, unix.SOCK_STREAM, 0) },
+		"control: ask for the routes": func() error { return socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_ROUTE) },
 
 		"write to /":              func() error { return os.WriteFile("/x", []byte("x"), 0o600) },
 		"write to /dev":           func() error { return os.WriteFile("/dev/x", []byte("x"), 0o600) },
