@@ -112,7 +112,10 @@ func newRig(t *testing.T) *rig {
 }
 
 // host plays a host that makes every goal state true at once.
-func (r *rig) host() {
+func (r *rig) host() { r.awayHost() }
+
+// awayHost does so until the function that it returns takes it away.
+func (r *rig) awayHost() (away func()) {
 	a, b := net.Pipe()
 	go func() { _ = r.fleet.ServeHost(context.Background(), "h", b) }()
 	go func() {
@@ -140,6 +143,12 @@ func (r *rig) host() {
 	r.t.Cleanup(func() { a.Close() })
 	for len(r.fleet.Hosts()) == 0 {
 		time.Sleep(time.Millisecond)
+	}
+	return func() {
+		a.Close()
+		for len(r.fleet.Hosts()) != 0 {
+			time.Sleep(time.Millisecond)
+		}
 	}
 }
 
@@ -373,6 +382,35 @@ func TestFirstTokenOnce(t *testing.T) {
 		if b, err := os.ReadFile(filepath.Join(r.dir, name)); err == nil && bytes.Contains(b, []byte(token.Reveal())) {
 			t.Errorf("the token is in %s in the clear", name)
 		}
+	}
+}
+
+func TestRenewedTokenReplacesTheOldOne(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	first, err := r.svc.FirstToken(r.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.svc.Authenticate(r.ctx, first.Reveal()); err != nil {
+		t.Fatal(err)
+	}
+	second, err := r.svc.RenewToken(r.ctx)
+	if err != nil || !strings.HasPrefix(second.Reveal(), tokenPrefix) || second.Reveal() == first.Reveal() {
+		t.Fatalf("got %v, %v", second, err)
+	}
+	if _, err := r.svc.Authenticate(r.ctx, first.Reveal()); errs.ClassOf(err) != errs.Unauthenticated {
+		t.Errorf("the old token: %v, want that it is not known", err)
+	}
+	if p, err := r.svc.Authenticate(r.ctx, second.Reveal()); err != nil || p.Role != core.RoleAdmin {
+		t.Errorf("the new token: %+v, %v", p, err)
+	}
+	if again, err := r.svc.FirstToken(r.ctx); err != nil || !again.IsZero() {
+		t.Errorf("after that a first token was made: %v", err)
+	}
+	reader := core.WithPrincipal(r.ctx, core.Principal{Tenant: core.DefaultTenant, Name: "bob", Role: "reader"})
+	if _, err := r.svc.RenewToken(reader); errs.ClassOf(err) != errs.Denied {
+		t.Errorf("somebody else: %v, want a refusal", err)
 	}
 }
 
