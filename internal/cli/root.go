@@ -54,7 +54,7 @@ func Root(version string, opts Options) *cobra.Command {
 		return errs.New(errs.Invalid, "%w", err).WithHint("%s --help", cmd.CommandPath())
 	})
 	root.AddCommand(a.applyCommand(), a.getCommand(), a.deleteCommand(), a.queryCommand(),
-		a.gatewayCommand(), a.dataSourceCommand(), a.checkCommand(), a.queriesCommand())
+		a.gatewayCommand(), a.dataSourceCommand(), a.checkCommand(), a.queriesCommand(), a.tokenCommand())
 	return root
 }
 

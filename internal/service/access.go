@@ -54,6 +54,7 @@ func (s *Service) RenewToken(ctx context.Context) (core.Secret, error) {
 	if err != nil {
 		return core.Secret{}, err
 	}
+	s.renewals.Add(1)
 	s.tokens.Clear()
 	return core.NewSecret(token), nil
 }
@@ -83,6 +84,7 @@ func (s *Service) Authenticate(ctx context.Context, token string) (core.Principa
 		return p.(core.Principal), nil
 	}
 	var p core.Principal
+	renewals := s.renewals.Load()
 	err := s.opts.Store.Read(ctx, func(tx store.Tx) (err error) {
 		p, err = tx.FindToken(key[:])
 		return err
@@ -93,6 +95,9 @@ func (s *Service) Authenticate(ctx context.Context, token string) (core.Principa
 	}
 	if err == nil {
 		s.tokens.Store(key, p)
+		if s.renewals.Load() != renewals {
+			s.tokens.Delete(key) // it may be the one that was just replaced
+		}
 	}
 	return p, err
 }

@@ -50,7 +50,8 @@ type Service struct {
 	snapMu    sync.Mutex
 	snapEpoch int64 // counts the changes of resources
 	snapshots map[core.TenantID]*snapshot
-	tokens    sync.Map // tokenKey → core.Principal
+	tokens    sync.Map     // tokenKey → core.Principal
+	renewals  atomic.Int64 // of tokens
 	queries   *queryLog
 	metrics   *metrics
 	stopping  atomic.Bool

@@ -141,6 +141,8 @@ type Access interface {
 	PutToken(hash []byte, p core.Principal) error
 	FindToken(hash []byte) (core.Principal, error)
 	CountTokens() (int, error)
+	// ReplaceTokens makes a token the only one of a principal.
+	ReplaceTokens(hash []byte, p core.Principal) error
 	Audit(e AuditEntry) error
 	GetAudit(t core.TenantID, id int64) (AuditEntry, error)
 	// ListAudit returns the newest entries first; 100 without a limit.

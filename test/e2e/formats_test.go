@@ -206,6 +206,7 @@ var routes = []struct{ method, path, body string }{
 	{"POST", "/v1/apply", `{"resources":[]}`},
 	{"POST", "/v1/check", `{"gateway":"corp-bi","host":"10.20.1.4","port":5432,"dry":true}`},
 	{"GET", "/v1/catalog", ""},
+	{"POST", "/v1/token", "{}"},
 	{"GET", "/v1/gateways", ""},
 	{"GET", "/v1/gateways/corp-bi", ""},
 	{"PUT", "/v1/gateways/corp-bi", `{}`},
@@ -264,6 +265,13 @@ func TestNothingAnswersWithoutTheToken(t *testing.T) {
 	env[1] = "SLUICE_TOKEN=" + c.Token()
 	if r := c.SluiceEnv(env, "query", "-s", source, "-o", "csv", "select 5 as n"); r.Exit != 0 || r.Out != "n\r\n5\r\n" {
 		t.Errorf("the command line over TCP: %+v", r)
+	}
+	renewed := strings.TrimSpace(c.Must("token", "renew"))
+	if status, _ := ask("GET", "/v1/gateways/corp-bi", "", "Bearer "+renewed); status != http.StatusOK {
+		t.Errorf("the renewed token: status %d", status)
+	}
+	if status, _ := ask("GET", "/v1/gateways/corp-bi", "", "Bearer "+c.Token()); status != http.StatusUnauthorized {
+		t.Errorf("the token that was replaced: status %d, want 401", status)
 	}
 }
 

@@ -364,10 +364,9 @@ func (f *Front) Delete(ctx context.Context, kind, name string, how service.Delet
 	return f.call(ctx, "Delete", " ", kind, " ", name, " ", how.Force)
 }
 
-// AuditRecords implements service.Frontend.
 // RenewToken implements service.Frontend.
-func (f *Front) RenewToken(context.Context) (core.Secret, error) {
-	return core.NewSecret("sluice_renewed"), nil
+func (f *Front) RenewToken(ctx context.Context) (core.Secret, error) {
+	return core.NewSecret("sluice_renewed"), f.call(ctx, "RenewToken")
 }
 
 // AuditRecords implements service.Frontend.

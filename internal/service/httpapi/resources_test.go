@@ -70,6 +70,8 @@ func TestRoutes(t *testing.T) {
 		{"POST", "/v1/apply", `{"documents":[{"kind":"Member"}]}`, 400, "", ""},
 		{"POST", "/v1/apply", `{"documents":[7]}`, 400, "", ""},
 		{"GET", "/v1/catalog", "", 200, "", ""},
+		{"POST", "/v1/token", "{}", 200, `{"token":"sluice_renewed"}`, "RenewToken"},
+		{"GET", "/v1/token", "", 405, "", ""},
 		{"GET", "/v1/teapots", "", 404, "", ""},
 		{"GET", "/v2", "", 404, "", ""},
 		{"POST", "/v1/gateways", "{}", 405, "", ""},

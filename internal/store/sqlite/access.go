@@ -42,6 +42,14 @@ func (t *tx) CountTokens() (int, error) {
 	return n, err
 }
 
+// ReplaceTokens implements store.Access.
+func (t *tx) ReplaceTokens(hash []byte, p core.Principal) error {
+	if _, err := t.exec("remove tokens", "DELETE FROM tokens WHERE tenant = ? AND name = ?", p.Tenant, p.Name); err != nil {
+		return err
+	}
+	return t.PutToken(hash, p)
+}
+
 func (t *tx) Audit(e store.AuditEntry) error {
 	_, err := t.exec("write the audit log", "INSERT INTO audit (at, tenant, who, act, object, note, why) VALUES (?, ?, ?, ?, ?, ?, ?)",
 		nanos(e.At), e.Tenant, e.Who, e.Act, e.Object, e.Note, e.Why)

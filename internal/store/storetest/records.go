@@ -183,6 +183,21 @@ func access() map[string]func(h *harness) {
 			h.missing(func(tx store.Tx) error { _, err := tx.FindToken([]byte("other")); return err })
 			h.missing(func(tx store.Tx) error { _, err := tx.FindToken(nil); return err })
 		},
+		"a new token of a principal replaces its old ones": func(h *harness) {
+			other := admin
+			other.Name = "other"
+			h.write(func(tx store.Tx) error { return tx.PutToken([]byte("old"), admin) })
+			h.write(func(tx store.Tx) error { return tx.PutToken([]byte("theirs"), other) })
+			h.write(func(tx store.Tx) error { return tx.ReplaceTokens([]byte("new"), admin) })
+			h.missing(func(tx store.Tx) error { _, err := tx.FindToken([]byte("old")); return err })
+			for hash, want := range map[string]core.Principal{"new": admin, "theirs": other} {
+				h.read(func(tx store.Tx) error {
+					got, err := tx.FindToken([]byte(hash))
+					h.same(want, got)
+					return err
+				})
+			}
+		},
 		"a setting is kept and replaced": func(h *harness) {
 			h.missing(func(tx store.Tx) error { _, err := tx.Setting("id"); return err })
 			for _, v := range []string{"1", "", "two"} {
