@@ -27,6 +27,11 @@ type Options struct {
 	Instance string
 	// StateDir is where sysctl values of the host are remembered for CleanUp. Required.
 	StateDir string
+	// FlowLogDir is below which flow logs are written. Default: flowlogs in StateDir.
+	FlowLogDir string
+	// FlowLogFlush is how long an entry of a flow log waits before it is written.
+	// Default 10 s.
+	FlowLogFlush time.Duration
 	// Upstreams are the DNS servers, as host:port, for names outside private zones.
 	// Optional: without them such names have no answer.
 	Upstreams []string
@@ -90,6 +95,7 @@ func New(o Options) (*Network, error) {
 	if o.StateDir == "" {
 		return nil, errs.New(errs.Invalid, "the host's networking needs a state directory")
 	}
+	o.FlowLogDir = cmp.Or(o.FlowLogDir, filepath.Join(o.StateDir, "flowlogs"))
 	o.TunnelPort = cmp.Or(o.TunnelPort, 8483)
 	o.VerifyEvery = cmp.Or(o.VerifyEvery, 30*time.Second)
 	o.MaxEndpointConns = cmp.Or(o.MaxEndpointConns, 1024)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/flowlog"
 	"github.com/sluice-gateway/sluice/internal/hostnet"
 )
 
@@ -48,7 +49,7 @@ func (n *Network) Set(ctx context.Context, cfg hostnet.Config) (hostnet.Status, 
 	}
 	work.Wait()
 	if !n.swept {
-		if err := errors.Join(n.sweep(r), n.sweepConnections()); err != nil {
+		if err := errors.Join(n.sweep(r), n.sweepConnections(), flowlog.Prune(n.opts.FlowLogDir, time.Now())); err != nil {
 			r.problems = append(r.problems, hostnet.Problem{Object: "host", Err: fmt.Errorf("removing what is left over: %w", err)})
 		} else {
 			n.swept = true
@@ -148,6 +149,7 @@ func (n *Network) dropUnwanted(r *round) {
 
 // dropVNet ends what answers in V at once and the rest in the background.
 func (n *Network) dropVNet(v *vnet) {
+	v.closeFlows(true)
 	for _, e := range v.endpoints {
 		e.remove()
 	}

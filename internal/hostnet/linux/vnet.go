@@ -35,6 +35,7 @@ type vnet struct {
 	nats      map[string]*natGateway
 	refused   map[string]natRefusal // NAT gateways that can't be planned
 	ports     map[hostnet.PortKey]*port
+	flows     flowLog
 
 	ready    bool      // built, nothing failed
 	checked  time.Time // when it was last built
@@ -253,6 +254,7 @@ func (v *vnet) finish(ctx context.Context) {
 // bind notes which ports the rules know. If new rules are refused, the old ones stay in
 // force, and with them the ports that they know.
 func (v *vnet) bind(rules error) {
+	v.reportFlows()
 	if rules != nil {
 		v.ready = false
 		v.problem(v.object(), errs.New(errs.Internal, "applying the rules of virtual network %s: %w", v.goal.Name, rules))
@@ -267,6 +269,7 @@ func (v *vnet) bind(rules error) {
 
 func (v *vnet) applyRules(ctx context.Context) error {
 	if v.stale {
+		v.flows.err = v.logFlows()
 		text, err := v.compile()
 		if err != nil {
 			return err
@@ -290,7 +293,7 @@ func (v *vnet) compile() (string, error) { return policy.CompileVNet(v.input()) 
 
 // input is what the rules are made of.
 func (v *vnet) input() policy.VNetInput {
-	in := policy.VNetInput{VNet: v.goal, BucketsFrom: v.n.opts.BucketsFrom, Resolvers: v.resolvers(), NATInterfaces: map[string]string{}}
+	in := policy.VNetInput{VNet: v.goal, FlowMark: v.flows.mark, BucketsFrom: v.n.opts.BucketsFrom, Resolvers: v.resolvers(), NATInterfaces: map[string]string{}}
 	for _, p := range v.ports {
 		in.Ports = append(in.Ports, policy.PortBinding{
 			Interface: portLink(p.spec.Key()), MAC: v.n.names.portMACs(p.spec).eth.String(),
@@ -332,6 +335,7 @@ func (v *vnet) leavingNAT(name string) bool {
 
 // silence ends everything that answers in V.
 func (v *vnet) silence() {
+	v.closeFlows(false)
 	for _, e := range v.endpoints {
 		e.shut()
 	}
