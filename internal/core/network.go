@@ -11,6 +11,7 @@ type VirtualNetwork struct {
 	Name         string         `json:"name"`
 	AddressSpace []netip.Prefix `json:"addressSpace"`
 	Subnets      []Subnet       `json:"subnets,omitempty"`
+	Uplinks      []Uplink       `json:"uplinks,omitempty"`
 	Peerings     []Peering      `json:"peerings,omitempty"`
 	DNS          VNetDNS        `json:"dns,omitzero"`
 }
