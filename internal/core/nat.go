@@ -5,10 +5,10 @@ import "time"
 // NATGatewayReport is what a host observed of one NAT gateway. Counters begin with the NAT
 // gateway's namespace on that host.
 type NATGatewayReport struct {
-	UID    string   `json:"uid"`
-	Tenant TenantID `json:"tenant"`
-	VNet   string   `json:"vnet"`
-	Name   string   `json:"name"`
+	UID    string   `json:"uid,omitempty"`
+	Tenant TenantID `json:"tenant,omitempty"`
+	VNet   string   `json:"vnet,omitempty"`
+	Name   string   `json:"name,omitempty"`
 	// Up says that packets have a way: namespace, interfaces, rules, and nothing known that
 	// drops what it forwards.
 	Up bool      `json:"up"`

@@ -39,7 +39,7 @@ func newMetrics(s *Service) *metrics {
 		bytes: prometheus.NewCounter(prometheus.CounterOpts{Name: "sluice_result_bytes_total", Help: "Bytes of results as Arrow IPC."}),
 	}
 	m.registry.MustRegister(m.queries, m.seconds, m.phases, m.rows, m.bytes,
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &fleetCollector{s})
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &fleetCollector{s}, &natCollector{s.opts.Fleet.Hosts})
 	return m
 }
 

@@ -26,9 +26,17 @@ type NATGatewayOnHost struct {
 	core.NATGatewayReport
 }
 
-func natStatus(r core.Stored, base ResourceStatus, all []core.Stored, hosts []core.Host) NATGatewayStatus {
+// natViews puts what hosts told into the status of NAT gateways.
+func natViews(views []View, all []core.Stored, t core.TenantID, hosts []core.Host) {
+	for i, v := range views {
+		if base, ok := v.Status.(ResourceStatus); ok {
+			views[i].Status = natStatus(v.Object.(*core.NATGateway), t, base, all, hosts)
+		}
+	}
+}
+
+func natStatus(nat *core.NATGateway, t core.TenantID, base ResourceStatus, all []core.Stored, hosts []core.Host) NATGatewayStatus {
 	out := NATGatewayStatus{ResourceStatus: base, State: "Unused"}
-	nat := r.Spec.(*core.NATGateway)
 	if !slices.ContainsFunc(all, func(o core.Stored) bool { return leavesBy(o.Spec, nat) }) {
 		out.Reason = "no subnet of " + nat.VNet + " names it"
 		return out
@@ -36,7 +44,7 @@ func natStatus(r core.Stored, base ResourceStatus, all []core.Stored, hosts []co
 	out.State, out.Reason = "Unknown", "no connected host has told of it yet: hosts make it with the first gateway in its network"
 	for _, h := range hosts {
 		for _, n := range h.NATGateways {
-			if n.UID == r.UID && n.Tenant == r.Tenant {
+			if n.UID == base.UID && n.Tenant == t {
 				n.UID, n.Tenant, n.VNet, n.Name = "", "", "", ""
 				out.Hosts = append(out.Hosts, NATGatewayOnHost{h.Name, n})
 			}

@@ -1,13 +1,15 @@
 package service
 
 import (
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
-	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/sluice-gateway/sluice/internal/core"
 )
@@ -49,7 +51,10 @@ func TestNATGatewayStatus(t *testing.T) {
 		"up with a trouble": {all, []core.Host{{Name: "h", NATGateways: []core.NATGatewayReport{report(blocked)}}}, NATGatewayStatus{State: "Degraded", Reason: "host h: blocked", Hint: "open it", Connections: 3}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := natStatus(nat, ResourceStatus{}, c.all, c.hosts)
+			views := []View{{Object: nat.Spec, Status: ResourceStatus{UID: "n1"}}}
+			natViews(views, c.all, "t", c.hosts)
+			got := views[0].Status.(NATGatewayStatus)
+			c.want.UID = "n1"
 			for _, h := range got.Hosts {
 				if h.UID+h.Name+h.VNet+string(h.Tenant) != "" {
 					t.Errorf("a host's part repeats whose it is: %+v", h)
@@ -75,39 +80,23 @@ func TestNATMetrics(t *testing.T) {
 	registry.MustRegister(&natCollector{func() []core.Host {
 		return []core.Host{{Name: "h", NATGateways: []core.NATGatewayReport{r, r}}, {Name: "i", NATGateways: []core.NATGatewayReport{r}}}
 	}})
-	families, err := registry.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := map[string]float64{}
-	for _, f := range families {
-		for _, m := range f.Metric {
-			got[seriesName(f, m)] = m.GetCounter().GetValue() + m.GetGauge().GetValue()
-		}
-	}
-	for series, want := range map[string]float64{
-		"sluice_nat_bytes_total out": 5, "sluice_nat_bytes_total in": 6, "sluice_nat_packets_total out": 7, "sluice_nat_packets_total in": 8,
-		"sluice_nat_dropped_packets_total": 9, "sluice_nat_connections": 1,
-		"sluice_nat_connections_total attempted": 2, "sluice_nat_connections_total established": 3, "sluice_nat_connections_total failed": 4,
-		"sluice_nat_connections_total closed": 5, "sluice_nat_connections_total timed_out": 6,
-		"sluice_nat_ports_used 203.0.113.7 TCP": 60000, "sluice_nat_ports 203.0.113.7 TCP": 64512, "sluice_nat_datapath_up": 1,
-		"sluice_nat_condition PortsRunningOut": 1, "sluice_nat_condition TrackingRunningOut": 0, "sluice_nat_condition ForwardingBlocked": 0, "sluice_nat_condition NotMade": 0,
+	w := httptest.NewRecorder()
+	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	for _, want := range []string{
+		`bytes_total{direction="out",@} 5`, `bytes_total{direction="in",@} 6`, `packets_total{direction="out",@} 7`, `packets_total{direction="in",@} 8`,
+		`dropped_packets_total{@} 9`, `connections{@} 1`,
+		`connections_total{#,state="attempted",~} 2`, `connections_total{#,state="established",~} 3`, `connections_total{#,state="failed",~} 4`,
+		`connections_total{#,state="closed",~} 5`, `connections_total{#,state="timed_out",~} 6`,
+		`ports_used{address="203.0.113.7",#,protocol="TCP",~} 60000`, `ports{address="203.0.113.7",#,protocol="TCP",~} 64512`, `datapath_up{@} 1`,
+		`condition{#,tenant="t",type="PortsRunningOut",vnet="corp"} 1`, `condition{#,tenant="t",type="ForwardingBlocked",vnet="corp"} 0`,
+		`condition{#,tenant="t",type="TrackingRunningOut",vnet="corp"} 0`, `condition{#,tenant="t",type="NotMade",vnet="corp"} 0`,
 	} {
-		if v, ok := got[series]; !ok || v != want {
-			t.Errorf("%s is %v, %v; want %v", series, v, ok, want)
+		for _, host := range []string{"h", "i"} {
+			of, whose := `host="`+host+`",natgateway="egress"`, `tenant="t",vnet="corp"`
+			line := "sluice_nat_" + strings.NewReplacer("@", of+","+whose, "#", of, "~", whose).Replace(want) + "\n"
+			if !strings.Contains(w.Body.String(), line) {
+				t.Errorf("the metrics lack %s", line)
+			}
 		}
 	}
-}
-
-// seriesName is a family and the labels of one series that are not the NAT gateway's own.
-func seriesName(f *dto.MetricFamily, m *dto.Metric) string {
-	out := []string{f.GetName()}
-	for _, l := range m.Label {
-		switch l.GetName() {
-		case "tenant", "vnet", "natgateway", "host":
-		default:
-			out = append(out, l.GetValue())
-		}
-	}
-	return strings.Join(out, " ")
 }

@@ -101,6 +101,9 @@ func (s *Service) List(ctx context.Context, kind string) ([]View, error) {
 			out = append(out, View{Kind: kind, Name: r.Spec.ResourceName(), Object: r.Spec, Status: s.status(r, holds)})
 		}
 	}
+	if kind == string(core.KindNATGateway) {
+		natViews(out, sn.all, p.Tenant, s.opts.Fleet.Hosts())
+	}
 	return out, nil
 }
 
