@@ -14,7 +14,7 @@ import (
 // checkVNet refuses what no network can have and what would not be valid text.
 func checkVNet(in VNetInput) error {
 	object := "VirtualNetwork/" + in.VNet.Name
-	for _, check := range []func(VNetInput) *errs.Error{checkSpace, checkGroups, checkSubnets, checkNames, checkNICs, checkPorts, checkListeners, checkNAT, checkPeers} {
+	for _, check := range []func(VNetInput) *errs.Error{checkSpace, checkUplinks, checkGroups, checkSubnets, checkNames, checkNICs, checkPorts, checkListeners, checkNAT, checkPeers} {
 		if err := check(in); err != nil {
 			if err.Object == "" {
 				err.Object = object

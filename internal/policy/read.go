@@ -86,10 +86,10 @@ func (e *Evaluator) matcher(entries []string) matcher {
 		case anyAddress:
 			m.any = true
 		case TagVirtualNetwork:
-			m.tests = append(m.tests, e.inSpace)
+			m.tests = append(m.tests, e.inVirtualNetwork)
 			m.tests = append(m.tests, e.inPeers)
 		case TagInternet:
-			m.tests = append(m.tests, func(a netip.Addr) bool { return !e.inSpace(a) && !e.inPeers(a) && unroutable(a) == "" })
+			m.tests = append(m.tests, func(a netip.Addr) bool { return !e.inVirtualNetwork(a) && !e.inPeers(a) && unroutable(a) == "" })
 		case TagPlatformDNS:
 			m.tests = append(m.tests, func(a netip.Addr) bool { return slices.Contains(e.resolvers, a) })
 		case TagLoadBalancer, TagPlatformTunnel:

@@ -33,6 +33,9 @@ func (q question) route(from core.Subnet) string {
 	if r, is := q.peerRoute(); is {
 		return r
 	}
+	if r, is := q.uplinkRoute(); is {
+		return r
+	}
 	if kind := unroutable(dst); kind != "" {
 		return fmt.Sprintf("%s%s is %s address", routeNone, dst, kind)
 	}

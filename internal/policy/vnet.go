@@ -28,6 +28,8 @@ type VNetInput struct {
 	// NATInterfaces names, for each NAT gateway, the interface in the namespace that
 	// leads to it. A gateway that is absent is no way out yet.
 	NATInterfaces map[string]string
+	// UplinkInterfaces names, for each uplink of this host, its interface in the namespace.
+	UplinkInterfaces map[string]string
 	// PeerInterfaces names, for each connected network by its UID, the interface in the
 	// namespace that leads to it.
 	PeerInterfaces map[string]string
@@ -79,6 +81,7 @@ func newVNetCompiler(in VNetInput) *vnetCompiler {
 	for _, a := range in.Resolvers {
 		resolvers = append(resolvers, span{number(a), number(a)})
 	}
+	space = append(space, uplinkSpans(in.VNet)...)
 	space = append(space, peerSpans(in.VNet)...)
 	c.rules.virtualNetwork = merge(space)
 	c.rules.internet = complement(merge(append(space, notInternet()...)))
@@ -200,6 +203,7 @@ func (c *vnetCompiler) antiSpoof() {
 		c.line(2, `iifname %q ip saddr != @virtual_network counter accept comment "%s"`,
 			c.in.NATInterfaces[name], shorten("back from NAT gateway "+plain(name), maxComment))
 	}
+	c.fromUplinks()
 	c.fromPeers()
 	c.line(2, `counter drop comment "spoofed, or from an interface that has no place here"`)
 	c.line(1, "}\n")
@@ -234,6 +238,7 @@ func (c *vnetCompiler) forward() {
 	c.line(2, `oifname . ip daddr @holders counter accept comment "to the member that holds the address"`)
 	c.toPeers()
 	c.toAppliances()
+	c.toUplinks()
 	for _, name := range c.natNames() {
 		if from := c.natSubnets(name); len(from) > 0 {
 			c.line(2, `oifname %q ip saddr %s ip daddr @internet meta l4proto { tcp, udp, icmp } counter accept comment "%s"`,

@@ -75,6 +75,7 @@ func (c *checker) vnet(v *core.VirtualNetwork) {
 		c.subnetRoutes(v, i)
 	}
 	c.peerings(v)
+	c.uplinks(v)
 	c.vnetDNS(v)
 }
 

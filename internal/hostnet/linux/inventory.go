@@ -33,7 +33,11 @@ func (n *Network) Inventory(ctx context.Context) ([]hostnet.Item, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(append(items, found...), n.inventoryListeners()...), nil
+	uplinks, err := n.inventoryUplinks()
+	if err != nil {
+		return nil, err
+	}
+	return append(append(append(items, found...), uplinks...), n.inventoryListeners()...), nil
 }
 
 func inventorySpace(name string) ([]hostnet.Item, error) {
@@ -103,12 +107,14 @@ func (n *Network) inventoryHost() ([]hostnet.Item, error) {
 		return nil, err
 	}
 	defer host.close()
-	items, err := host.inventory("", n.isHostLink, func(t string) bool { return t == n.names.hostTable() })
+	items, err := host.inventory("", n.isHostLink, func(t string) bool { return t == n.names.hostTable() || t == n.names.bridgeTable() })
 	if err != nil {
 		return nil, err
 	}
 	for i := range items {
-		if items[i].Why == "" {
+		if items[i].Name == n.names.bridgeTable() {
+			items[i].Why = "keeps the host itself out of reach of uplinks on its bridges"
+		} else if items[i].Why == "" {
 			items[i].Why = "NAT gateways of this installation"
 		}
 	}
@@ -153,11 +159,13 @@ func (n *Network) CleanUp(ctx context.Context) error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	failed := []error{n.cleanHost(ctx)}
+	failed := []error{n.cleanUplinks(ctx), n.cleanHost(ctx)}
 	names, err := namespaces(n.names.prefix())
 	failed = append(failed, err)
 	for _, name := range names {
-		failed = append(failed, dropName(name))
+		if !n.holdsLent(name) {
+			failed = append(failed, dropName(name))
+		}
 	}
 	if err := errors.Join(failed...); err != nil {
 		return machineError("removing what this installation made", err)

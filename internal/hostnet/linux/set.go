@@ -35,6 +35,7 @@ func (n *Network) Set(ctx context.Context, cfg hostnet.Config) (hostnet.Status, 
 		return hostnet.Status{}, errs.As(err)
 	}
 	r := n.sort(cfg)
+	r.problems = append(r.problems, n.returnUplinks(ctx, r.goals)...)
 	n.dropUnwanted(r)
 	n.keepTunnel(ctx, r)
 	n.planNATs(ctx, r)
@@ -160,7 +161,9 @@ func (n *Network) dropVNet(v *vnet) {
 	clear(v.nats)
 	name := n.names.vnet(v.goal.UID)
 	n.reaper.later(vnetJob(v.goal.UID), func() {
-		n.warn("removing a virtual network", dropName(name))
+		if !n.holdsLent(name) { // what can't be given back now is tried again
+			n.warn("removing a virtual network", dropName(name))
+		}
 		v.close()
 	})
 }
@@ -234,6 +237,9 @@ func (n *Network) sweep(r *round) error {
 		for nat := range v.nats {
 			keep[n.names.nat(nat)], hostLinks[n.names.natHostLink(nat)] = true, true
 		}
+		for name := range v.uplinks {
+			hostLinks[n.names.bridgePort(uid, name)] = true
+		}
 		for k, p := range v.ports {
 			keep[n.names.member(k)] = true
 			ports = append(ports, p.spec)
@@ -244,7 +250,7 @@ func (n *Network) sweep(r *round) error {
 		return err
 	}
 	for _, name := range found {
-		if !keep[name] && !n.leaving(name) {
+		if !keep[name] && !n.leaving(name) && !n.holdsLent(name) {
 			n.log.Info("removing a namespace that nothing wants", "namespace", name)
 			if err := dropName(name); err != nil {
 				return err

@@ -35,6 +35,7 @@ type vnet struct {
 	nats      map[string]*natGateway
 	refused   map[string]natRefusal // NAT gateways that can't be planned
 	ports     map[hostnet.PortKey]*port
+	uplinks   map[string]*uplink // by name, those of this host
 	flows     flowLog
 
 	ready    bool      // built, nothing failed
@@ -48,7 +49,7 @@ type vnet struct {
 func (n *Network) newVNet() *vnet {
 	return &vnet{
 		n: n, dns: map[netip.Addr]*dnsServer{}, endpoints: map[string]*endpoint{},
-		nats: map[string]*natGateway{}, ports: map[hostnet.PortKey]*port{}, stale: true,
+		nats: map[string]*natGateway{}, ports: map[hostnet.PortKey]*port{}, uplinks: map[string]*uplink{}, stale: true,
 	}
 }
 
@@ -244,6 +245,9 @@ func (v *vnet) finish(ctx context.Context) {
 	}
 	work.Wait()
 	v.bind(rules)
+	if rules == nil {
+		v.setUplinks(ctx)
+	}
 	if rules == nil && v.revoking {
 		err := v.revoke()
 		v.problem(v.object(), err)
@@ -293,7 +297,7 @@ func (v *vnet) compile() (string, error) { return policy.CompileVNet(v.input()) 
 
 // input is what the rules are made of.
 func (v *vnet) input() policy.VNetInput {
-	in := policy.VNetInput{VNet: v.goal, FlowMark: v.flows.mark, BucketsFrom: v.n.opts.BucketsFrom, Resolvers: v.resolvers(), NATInterfaces: map[string]string{}}
+	in := policy.VNetInput{VNet: v.goal, FlowMark: v.flows.mark, BucketsFrom: v.n.opts.BucketsFrom, Resolvers: v.resolvers(), NATInterfaces: map[string]string{}, UplinkInterfaces: v.uplinkInterfaces()}
 	for _, p := range v.ports {
 		in.Ports = append(in.Ports, policy.PortBinding{
 			Interface: portLink(p.spec.Key()), MAC: v.n.names.portMACs(p.spec).eth.String(),
@@ -319,8 +323,11 @@ func (v *vnet) prune() error {
 		want.add(v.n.natInVNet(g))
 		keep[natInnerLink(uid)] = true
 	}
+	for _, u := range v.uplinks {
+		want.add(v.uplinkState(u.goal))
+	}
 	l, err := v.at.dropLinks(func(name string) bool {
-		return keep[name] || v.n.reaper.busy(portJob(name[1:])) || v.leavingNAT(name)
+		return keep[name] || isUplinkLink(name) || v.n.reaper.busy(portJob(name[1:])) || v.leavingNAT(name)
 	})
 	if err != nil {
 		return err
@@ -370,6 +377,10 @@ func (v *vnet) close() {
 // cloneVNet copies everything that a caller could still change.
 func cloneVNet(g core.GoalVNet) core.GoalVNet {
 	g.AddressSpace, g.Subnets = slices.Clone(g.AddressSpace), slices.Clone(g.Subnets)
+	g.Uplinks = slices.Clone(g.Uplinks)
+	for i := range g.Uplinks {
+		g.Uplinks[i].Prefixes = slices.Clone(g.Uplinks[i].Prefixes)
+	}
 	g.NSGs, g.NATGateways = slices.Clone(g.NSGs), slices.Clone(g.NATGateways)
 	g.ASGs, g.ServiceTags, g.NICs = slices.Clone(g.ASGs), slices.Clone(g.ServiceTags), slices.Clone(g.NICs)
 	for i := range g.ASGs {
