@@ -20,7 +20,6 @@ type GoalVNet struct {
 	AddressSpace []netip.Prefix         `json:"addressSpace"`
 	Subnets      []Subnet               `json:"subnets"`
 	Uplinks      []GoalUplink           `json:"uplinks,omitempty"`
-	Uplinks      []GoalUplink           `json:"uplinks,omitempty"`
 	NSGs         []NetworkSecurityGroup `json:"nsgs,omitempty"`        // those that its subnets and gateways name
 	ASGs         []GoalASG              `json:"asgs,omitempty"`        // those that its NSGs name
 	ServiceTags  []ServiceTag           `json:"serviceTags,omitempty"` // those that its NSGs name

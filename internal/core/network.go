@@ -12,7 +12,6 @@ type VirtualNetwork struct {
 	AddressSpace []netip.Prefix `json:"addressSpace"`
 	Subnets      []Subnet       `json:"subnets,omitempty"`
 	Uplinks      []Uplink       `json:"uplinks,omitempty"`
-	Uplinks      []Uplink       `json:"uplinks,omitempty"`
 	Peerings     []Peering      `json:"peerings,omitempty"`
 	DNS          VNetDNS        `json:"dns,omitzero"`
 }

@@ -35,8 +35,8 @@ type vnet struct {
 	nats      map[string]*natGateway
 	refused   map[string]natRefusal // NAT gateways that can't be planned
 	ports     map[hostnet.PortKey]*port
-	uplinks   map[string]*uplink // by name, those of this host
 	flows     flowLog
+	uplinks   map[string]*uplink // by name, those of this host
 
 	ready    bool      // built, nothing failed
 	checked  time.Time // when it was last built
