@@ -49,7 +49,7 @@ func attributes(b []byte, fn func(kind uint16, value []byte)) bool {
 
 // parseConn reads a conntrack message behind its nfgenmsg. Only IPv4 flows are known.
 func parseConn(b []byte) (conn, bool) {
-	var c conn
+	c := conn{start: time.UnixMilli(0)} // where the kernel was told not to keep times
 	ok := attributes(b, func(kind uint16, v []byte) {
 		switch kind {
 		case ctaOrig:

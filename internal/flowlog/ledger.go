@@ -283,14 +283,8 @@ func (l *ledger) replay(records []Record) {
 		}
 	}
 	for _, r := range records {
-		for _, acl := range r.FlowRecords.Flows {
-			for _, g := range acl.FlowGroups {
-				for _, s := range g.FlowTuples {
-					if t, err := ParseTuple(s); err == nil {
-						entry(g.Rule, t)
-					}
-				}
-			}
+		for _, e := range r.entries() {
+			entry(e.rule, e.Tuple)
 		}
 	}
 }

@@ -30,6 +30,9 @@ type Options struct {
 	Inside func(func() error) error
 	// FlushEvery is how long an entry waits before it is written. Default 10 s.
 	FlushEvery time.Duration
+	// ReceiveBuffer is how many bytes of messages may wait in the kernel until they are
+	// read. Default 16 MiB.
+	ReceiveBuffer int
 	// Now is the clock. Default: time.Now.
 	Now func() time.Time
 	// Logger gets a line when the log cannot be written. Default: none.
@@ -59,7 +62,7 @@ type Log struct {
 // Open begins to follow the flows of a namespace. From its return on the kernel counts
 // each new flow. Set says what is logged.
 func Open(o Options) (*Log, error) {
-	o.FlushEvery = cmp.Or(o.FlushEvery, 10*time.Second)
+	o.FlushEvery, o.ReceiveBuffer = cmp.Or(o.FlushEvery, 10*time.Second), cmp.Or(o.ReceiveBuffer, 16<<20)
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -107,10 +110,10 @@ func setCounting(on bool) error {
 
 // openSockets runs in the namespace.
 func (l *Log) openSockets() (err error) {
-	if l.ends, err = openEnds(); err != nil {
+	if l.ends, err = openEnds(l.o.ReceiveBuffer); err != nil {
 		return fmt.Errorf("the ends of flows: %w", err)
 	}
-	if l.reports, err = openDenied(policy.FlowLogGroup); err != nil {
+	if l.reports, err = openDenied(policy.FlowLogGroup, l.o.ReceiveBuffer); err != nil {
 		return fmt.Errorf("denied packets: %w", err)
 	}
 	s, err := nl.GetNetlinkSocketAt(netns.None(), netns.None(), unix.NETLINK_NETFILTER)
@@ -217,6 +220,9 @@ func (l *Log) ended(m syscall.NetlinkMessage) {
 	c, ok := parseConn(m.Data[nl.SizeofNfgenmsg:])
 	if !ok || c.mark == 0 {
 		return
+	}
+	if c.stop.IsZero() {
+		c.stop = l.o.Now()
 	}
 	decisions, known := l.decide(c)
 	if !known {

@@ -3,6 +3,7 @@ package flowlog
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -38,6 +39,28 @@ type ACL struct {
 type Group struct {
 	Rule       string   `json:"rule"`
 	FlowTuples []string `json:"flowTuples"`
+}
+
+// entry is a tuple and the rule that it stands under.
+type entry struct {
+	rule string
+	Tuple
+}
+
+// entries are those of a record in the order of their times: a flow that ended and one
+// with the same ports that began then may stand under different rules.
+func (r Record) entries() (out []entry) {
+	for _, acl := range r.FlowRecords.Flows {
+		for _, g := range acl.FlowGroups {
+			for _, s := range g.FlowTuples {
+				if t, err := ParseTuple(s); err == nil {
+					out = append(out, entry{g.Rule, t})
+				}
+			}
+		}
+	}
+	slices.SortStableFunc(out, func(a, b entry) int { return a.Time.Compare(b.Time) })
+	return out
 }
 
 // Lost counts what could not be written, or not exactly, since the last record. Events

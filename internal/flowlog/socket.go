@@ -13,8 +13,7 @@ import (
 )
 
 const (
-	receiveBuffer = 16 << 20 // what may wait until it is read
-	readBuffer    = 128 << 10
+	readBuffer = 128 << 10
 	// gatherFor is how long messages gather in the socket after the first: reading many
 	// at once is what keeps the log cheap.
 	gatherFor = 100 * time.Millisecond
@@ -47,13 +46,13 @@ type socket struct {
 }
 
 // openSocket opens a socket that belongs to multicast groups, a bit for each.
-func openSocket(groups uint32) (*socket, error) {
+func openSocket(groups uint32, buffer int) (*socket, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, err
 	}
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer) // as much as an ordinary one may have
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, buffer) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, buffer) // as much as an ordinary one may have
 	}
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
 		unix.Close(fd)
@@ -69,9 +68,9 @@ func openSocket(groups uint32) (*socket, error) {
 
 // openEnds opens a socket for the ends of flows. The kernel keeps an end that finds no
 // room and repeats it.
-func openEnds() (*socket, error) {
+func openEnds(buffer int) (*socket, error) {
 	const destroyed = 1 << (unix.NFNLGRP_CONNTRACK_DESTROY - 1)
-	s, err := openSocket(destroyed)
+	s, err := openSocket(destroyed, buffer)
 	if err != nil {
 		return nil, err
 	}
@@ -86,8 +85,8 @@ func openEnds() (*socket, error) {
 }
 
 // openDenied opens a socket for the packets that the ruleset reports to a group.
-func openDenied(group uint16) (*socket, error) {
-	s, err := openSocket(0)
+func openDenied(group uint16, buffer int) (*socket, error) {
+	s, err := openSocket(0, buffer)
 	if err != nil {
 		return nil, err
 	}
