@@ -22,29 +22,43 @@ func (f *Fleet) place(ctx context.Context, gw GatewayRef) (*member, error) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	live := &member{Member: m, since: m.CreatedAt, leasedAt: f.opts.Now(), expires: f.newLease(m).ExpiresAt}
-	f.enlist(live)
+	m.leasedAt = f.opts.Now()
 	f.log.Info("member placed", "member", m.ID, "gateway", m.Gateway, "host", m.Host, "address", m.Address, "generation", m.Generation)
 	f.pushFor(m.Host, everyone)
 	f.broadcast()
-	return live, nil
+	return m, nil
 }
 
 // storeNew chooses host and addresses for a new member, leases, and writes the goal
-// state's next version, all in one transaction.
-func (f *Fleet) storeNew(ctx context.Context, gw GatewayRef) (m core.Member, everyone bool, err error) {
-	err = f.change(ctx, func(tx store.Tx, s *spaces) (err error) {
-		if m, err = f.plan(tx, s, gw); err != nil {
+// state's next version, all in one transaction. The member is known before the end of
+// that: its host may be sent the goal state, and the member dial back, at once.
+func (f *Fleet) storeNew(ctx context.Context, gw GatewayRef) (m *member, everyone bool, err error) {
+	err = f.change(ctx, func(tx store.Tx, s *spaces) error {
+		row, err := f.plan(tx, s, gw)
+		if err != nil {
 			return err
 		}
-		if err = tx.PutMember(m); err != nil {
+		if err = tx.PutMember(row); err != nil {
 			return err
 		}
-		if everyone, err = f.tellGroups(tx, m); err != nil {
+		if everyone, err = f.tellGroups(tx, row); err != nil {
 			return err
 		}
-		return tx.AcquireLease(f.newLease(m), m.CreatedAt)
+		lease := f.newLease(row)
+		if err = tx.AcquireLease(lease, row.CreatedAt); err != nil {
+			return err
+		}
+		m = &member{Member: row, since: row.CreatedAt, leasedAt: row.CreatedAt, expires: lease.ExpiresAt}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.enlist(m)
+		return nil
 	})
+	if err != nil && m != nil {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.discharge(m)
+	}
 	return m, everyone, err
 }
 
@@ -63,7 +77,7 @@ func (f *Fleet) plan(tx store.Tx, s *spaces, gw GatewayRef) (core.Member, error)
 	if err != nil {
 		return none, err
 	}
-	host, tunnel, err := f.chooseHost(s)
+	host, tunnel, err := f.chooseHost(s, vnet.Spec.(*core.VirtualNetwork))
 	if err != nil {
 		return none, err
 	}

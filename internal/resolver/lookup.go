@@ -12,6 +12,14 @@ import (
 // without asking anybody: false if they have none, or if an alias leads out of them. The
 // service uses it to tell what a network's rules mean for a name.
 func Lookup(zones []core.GoalZone, name string) (netip.Addr, bool) {
+	if all := Addresses(zones, name); len(all) > 0 {
+		return all[0], true
+	}
+	return netip.Addr{}, false
+}
+
+// Addresses gives all of them.
+func Addresses(zones []core.GoalZone, name string) (all []netip.Addr) {
 	set := newZoneSet(zones)
 	name = dns.CanonicalName(name)
 	var seen []string
@@ -23,13 +31,15 @@ func Lookup(zones []core.GoalZone, name string) (netip.Addr, bool) {
 		}
 		of, _ := z.lookup(name)
 		found, alias := of.answer(dns.TypeA)
-		if len(found) > 0 {
-			return netip.AddrFromSlice(found[0].(*dns.A).A.To4())
+		for _, rr := range found {
+			if a, ok := netip.AddrFromSlice(rr.(*dns.A).A.To4()); ok {
+				all = append(all, a)
+			}
 		}
-		if alias == nil {
+		if len(found) > 0 || alias == nil {
 			break
 		}
 		name = alias.Target
 	}
-	return netip.Addr{}, false
+	return all
 }

@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -177,6 +178,10 @@ func resolvers(v core.GoalVNet) []netip.Addr {
 // explain adds what the rules say to an error about a data source that could not be
 // reached, so that the query's own error names the rule.
 func (s *Service) explain(ctx context.Context, t core.TenantID, m core.Member, src memberapi.Source, err error) error {
+	var told *denial
+	if errors.As(err, &told) {
+		return err
+	}
 	e := errs.As(err)
 	cut := e.Class == errs.Unavailable && (e.Step == errs.StepTLS || e.Step == errs.StepSignIn)
 	if e.Step != errs.StepConnect && e.Step != errs.StepResolve && !cut {
@@ -199,7 +204,7 @@ func (s *Service) explain(ctx context.Context, t core.TenantID, m core.Member, s
 	out := *e
 	if denial, denied := verdict.Denial(); denied {
 		out.Message += ": " + denial.String()
-		out.Hint = fmt.Sprintf("\"sluice check -g %s --to %s:%d\" shows every rule on the way", m.Gateway, src.Parameters["host"], port)
+		out.Hint = checkHint(m.Gateway, src.Parameters["host"], port)
 	} else if !verdict.HasRoute() {
 		out.Message += ": no route to " + to.String() + " (" + verdict.Route + ")"
 		out.Hint = "give the subnet a NAT gateway, or the data source an address inside the network"

@@ -25,6 +25,7 @@ const maxErrorBody = 64 << 10
 
 // target is a data source on its way to a member.
 type target struct {
+	uid     string // of the data source
 	source  memberapi.Source
 	gateway fleet.GatewayRef
 }
@@ -48,6 +49,7 @@ func (s *Service) target(ctx context.Context, t core.TenantID, name string) (tar
 		return target{}, errs.As(err).WithStep(errs.StepAdmit)
 	}
 	out := target{
+		uid: stored.UID,
 		source: memberapi.Source{
 			Name: ds.Name, Type: ds.Type, Parameters: ds.Parameters, ReadOnly: ds.IsReadOnly(),
 			Credential: ds.Credentials.Kind, Username: ds.Credentials.Username,
@@ -116,6 +118,10 @@ func (s *Service) TestDataSource(ctx context.Context, name string) (memberapi.Te
 	err := s.ask(ctx, name, memberapi.PathTest, func(src memberapi.Source) any {
 		return memberapi.SourceRequest{Source: src, TimeoutMS: (30 * time.Second).Milliseconds()}
 	}, &out)
+	var no *denial
+	if errors.As(err, &no) {
+		return memberapi.TestResponse{Steps: no.steps()}, nil
+	}
 	if n := len(out.Steps); err == nil && n > 0 && out.Steps[n-1].Error != "" {
 		s.explainStep(ctx, name, &out.Steps[n-1])
 	}
@@ -132,7 +138,7 @@ func (s *Service) ask(ctx context.Context, source, path string, body func(member
 	if err != nil {
 		return err
 	}
-	grant, resp, err := s.send(ctx, tgt.gateway, func(fleet.Grant) {}, path, body(tgt.source))
+	grant, resp, err := s.send(ctx, tgt, func(fleet.Grant) {}, path, body(tgt.source))
 	if err != nil {
 		return s.explain(ctx, p.Tenant, grant.Member, tgt.source, err)
 	}
@@ -184,19 +190,28 @@ const (
 	resendBound = 10 * time.Second
 )
 
-// send takes a member and posts a request to it, again if it never left.
-func (s *Service) send(ctx context.Context, gw fleet.GatewayRef, granted func(fleet.Grant), path string, body any) (fleet.Grant, *http.Response, error) {
+// send takes a member and posts a request to it, again if it never left. What the rules
+// are certain to deny is not sent.
+func (s *Service) send(ctx context.Context, tgt target, granted func(fleet.Grant), path string, body any) (fleet.Grant, *http.Response, error) {
 	deadline := s.now().Add(resendBound)
 	for {
-		grant, err := s.opts.Fleet.Acquire(ctx, gw)
+		grant, err := s.opts.Fleet.Acquire(ctx, tgt.gateway)
 		if err != nil {
 			return grant, nil, err
 		}
 		granted(grant)
+		ended, err := s.admit(ctx, tgt.gateway.Tenant, grant, tgt, path == memberapi.PathTest)
+		if err != nil {
+			grant.Release()
+			return grant, nil, err
+		}
 		resp, err := s.post(ctx, grant.Member, path, body)
 		if err == nil {
+			release := grant.Release
+			grant.Release = func() { ended(nil); release() }
 			return grant, resp, nil
 		}
+		ended(err)
 		grant.Release()
 		var unsent *notSentError
 		if !errors.As(err, &unsent) || s.now().After(deadline) {
@@ -283,7 +298,7 @@ func (s *Service) execute(ctx context.Context, p core.Principal, q *running, sou
 		ctx, cancel = context.WithTimeout(ctx, withGrace(timeout))
 	}
 	path, doc := body(q.rec.ID, tgt.source)
-	grant, resp, err := s.send(ctx, tgt.gateway, q.granted, path, doc)
+	grant, resp, err := s.send(ctx, tgt, q.granted, path, doc)
 	if err != nil {
 		cancel()
 		return nil, s.explain(ctx, p.Tenant, grant.Member, tgt.source, err)

@@ -53,6 +53,7 @@ type Service struct {
 	tokens    sync.Map     // tokenKey → core.Principal
 	renewals  atomic.Int64 // of tokens
 	queries   *queryLog
+	contacts  *contacts
 	metrics   *metrics
 	stopping  atomic.Bool
 }
@@ -70,7 +71,7 @@ func New(ctx context.Context, opts Options) (*Service, error) {
 	if opts.KeepAudit == 0 {
 		opts.KeepAudit = DefaultKeepAudit
 	}
-	s := &Service{opts: opts, log: opts.Logger, now: opts.Now, snapshots: map[core.TenantID]*snapshot{}}
+	s := &Service{opts: opts, log: opts.Logger, now: opts.Now, snapshots: map[core.TenantID]*snapshot{}, contacts: newContacts(opts.Now())}
 	err := opts.Store.Write(ctx, func(tx store.Tx) error {
 		n, err := tx.InterruptQueries(s.now(), "the service stopped while the query was running")
 		if n > 0 {
@@ -113,6 +114,7 @@ type snapshot struct {
 	byName  map[core.Kind]map[string]core.Stored
 	all     []core.Stored
 	secrets map[string][]byte // sealed passwords, by the data source's UID
+	allowed sync.Map          // flowKey → true: flows that nothing is certain to deny
 }
 
 // passwordField names the sealed password of a data source.

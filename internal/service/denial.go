@@ -1,0 +1,225 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/fleet"
+	"github.com/sluice-gateway/sluice/internal/memberapi"
+	"github.com/sluice-gateway/sluice/internal/placement"
+	"github.com/sluice-gateway/sluice/internal/policy"
+	"github.com/sluice-gateway/sluice/internal/resolver"
+)
+
+// denial is the error of a query whose connection the rules deny for certain, so that
+// nobody has to wait for it to time out.
+type denial struct {
+	err *errs.Error
+	to  netip.AddrPort
+}
+
+// Error implements error.
+func (d *denial) Error() string { return d.err.Error() }
+
+// Unwrap gives the classified error.
+func (d *denial) Unwrap() error { return d.err }
+
+// steps are those of a test that ended there.
+func (d *denial) steps() []memberapi.TestStep {
+	return []memberapi.TestStep{
+		{Name: errs.StepResolve, Detail: d.to.Addr().String()},
+		{Name: d.err.Step, Error: d.err.Message, Hint: d.err.Hint},
+	}
+}
+
+// certainlyDenied returns the error of a new connection from a member to a source, if the
+// rules deny it whatever happens; else nil. Only allowances are remembered: a denial is
+// found anew each time.
+func (s *Service) certainlyDenied(ctx context.Context, t core.TenantID, m core.Member, tgt target) *denial {
+	sn, err := s.snap(ctx, t)
+	if err != nil {
+		return nil
+	}
+	key := flowKey{m.Address, tgt.uid}
+	if _, ok := sn.allowed.Load(key); ok {
+		return nil
+	}
+	d := s.findDenial(ctx, t, m, tgt)
+	if d == nil {
+		sn.allowed.Store(key, true)
+	}
+	return d
+}
+
+// flowKey is a member's address and a data source's UID.
+type flowKey struct {
+	from netip.Addr
+	uid  string
+}
+
+func (s *Service) findDenial(ctx context.Context, t core.TenantID, m core.Member, tgt target) *denial {
+	port := sourcePort(tgt.source)
+	vnet, gw, err := s.networkOf(ctx, t, tgt.gateway.Name)
+	if err != nil || port == 0 {
+		return nil
+	}
+	placement.AddMember(&vnet, gw, m.Address)
+	rules := policy.NewEvaluator(vnet, resolvers(vnet))
+	var out *denial
+	for _, to := range certainAddresses(vnet, gw, m, tgt.source, rules) {
+		verdict := rules.Evaluate(policy.Flow{Source: m.Address, Destination: to, Protocol: core.ProtocolTCP, DestinationPort: port})
+		by, denied := verdict.Denial()
+		if !denied {
+			return nil
+		}
+		if out == nil {
+			out = newDenial(m, tgt.source, netip.AddrPortFrom(to, port), by)
+		}
+	}
+	return out
+}
+
+func newDenial(m core.Member, src memberapi.Source, to netip.AddrPort, by policy.Decision) *denial {
+	host := src.Parameters["host"]
+	e := errs.New(errs.Unavailable, "connect to %s (%s): %s", host, to, by).WithStep(errs.StepConnect).
+		WithHint("%s", checkHint(m.Gateway, host, to.Port())).On(objectName(core.KindDataSource, src.Name), "")
+	return &denial{err: e, to: to}
+}
+
+func checkHint(gateway, host string, port uint16) string {
+	return fmt.Sprintf("\"sluice check -g %s --to %s:%d\" shows every rule on the way", gateway, host, port)
+}
+
+// certainAddresses lists the addresses that a source's host stands for, if nobody needs
+// to be asked for them: an address, or a name of a private zone. What the network has no
+// say in is left out, and so is a name that the member would not come to resolve.
+func certainAddresses(v core.GoalVNet, gw *core.Gateway, m core.Member, src memberapi.Source, rules *policy.Evaluator) []netip.Addr {
+	host := src.Parameters["host"]
+	addrs := []netip.Addr{}
+	if a, err := netip.ParseAddr(host); err == nil {
+		addrs = append(addrs, a)
+	} else if host != "" && len(src.DNSServers) == 0 {
+		for _, dns := range askedBy(v, gw, src) {
+			if !rules.Evaluate(policy.Flow{Source: m.Address, Destination: dns.Addr(), Protocol: core.ProtocolUDP, DestinationPort: dns.Port()}).Allowed {
+				return nil
+			}
+		}
+		addrs = resolver.Addresses(v.Zones, host)
+	}
+	for _, a := range addrs {
+		if !a.Is4() || a == m.Address || a.IsUnspecified() || a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsMulticast() {
+			return nil
+		}
+	}
+	return addrs
+}
+
+// contacts knows which members may have connections to which data sources. A flow that
+// was allowed outlives the rule, and a member keeps its connections: where it may have
+// one, what the rules say of new ones is not certain to be what a query meets.
+type contacts struct {
+	since time.Time // members made before may have what nobody here knows of
+	mu    sync.Mutex
+	of    map[contactKey]*contact
+}
+
+type contactKey struct {
+	member     string
+	generation int64
+	uid        string // of the data source
+}
+
+type contact struct {
+	inflight int
+	begun    int64 // requests, ever
+	likely   bool  // a connection may be there
+}
+
+// maxContacts is how many are kept before those of members that are gone are dropped.
+const maxContacts = 4096
+
+func newContacts(since time.Time) *contacts {
+	return &contacts{since: since, of: map[contactKey]*contact{}}
+}
+
+// contact returns the entry of a member and a source. The caller holds mu.
+func (c *contacts) contact(m core.Member, uid string, live func(id string, generation int64) bool) *contact {
+	key := contactKey{m.ID, m.Generation, uid}
+	if c.of[key] == nil {
+		if len(c.of) >= maxContacts {
+			for k, other := range c.of {
+				if other.inflight == 0 && !live(k.member, k.generation) {
+					delete(c.of, k)
+				}
+			}
+		}
+		c.of[key] = &contact{likely: m.CreatedAt.Before(c.since)}
+	}
+	return c.of[key]
+}
+
+// enter decides about a request and, if it may go, begins it: end must be called with
+// what came of it. denied is asked only where a denial would be certain.
+func (c *contacts) enter(m core.Member, uid string, fresh bool, live func(string, int64) bool, denied func() *denial) (end func(error), no *denial) {
+	c.mu.Lock()
+	at := c.contact(m, uid, live)
+	certain := fresh || !at.likely && at.inflight == 0
+	c.mu.Unlock()
+	if certain {
+		if no = denied(); no != nil {
+			return nil, no
+		}
+	}
+	if fresh {
+		return func(error) {}, nil // it leaves no connection behind
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	at.begun++
+	alone, number := at.inflight == 0, at.begun
+	at.inflight++
+	var once sync.Once
+	return func(err error) {
+		once.Do(func() {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			at.inflight--
+			at.learn(err, alone && at.begun == number)
+		})
+	}, nil
+}
+
+// learn draws from a request's end whether the member has a connection now. One that was
+// alone and failed to connect proves that there was none: it would have been taken.
+func (at *contact) learn(err error, alone bool) {
+	step := ""
+	if err != nil {
+		step = errs.As(err).Step
+	}
+	var unsent *notSentError
+	switch {
+	case errors.As(err, &unsent):
+	case step != errs.StepConnect && step != errs.StepResolve:
+		at.likely = true
+	case alone:
+		at.likely = false
+	}
+}
+
+// admit lets a request to a member go, or returns the denial that it is certain to meet.
+// A request that always makes a connection of its own is fresh.
+func (s *Service) admit(ctx context.Context, t core.TenantID, g fleet.Grant, tgt target, fresh bool) (func(error), error) {
+	end, no := s.contacts.enter(g.Member, tgt.uid, fresh, s.opts.Fleet.Live, func() *denial {
+		return s.certainlyDenied(ctx, t, g.Member, tgt)
+	})
+	if no != nil {
+		return nil, no
+	}
+	return end, nil
+}
