@@ -119,8 +119,12 @@ func (s *spaces) ended(m core.Member, reusableAt time.Time) {
 }
 
 // chooseHost chooses a host for a new member, and its end of the tunnel there.
-func (f *Fleet) chooseHost(s *spaces) (string, netip.Addr, error) {
-	host, err := placement.ChooseHost(f.Hosts(), func(name string) int { return s.tunnel(name).Held() })
+func (f *Fleet) chooseHost(s *spaces, vnet *core.VirtualNetwork) (string, netip.Addr, error) {
+	hosts, err := placement.UplinkHosts(vnet, f.Hosts())
+	if err != nil {
+		return "", netip.Addr{}, err
+	}
+	host, err := placement.ChooseHost(hosts, func(name string) int { return s.tunnel(name).Held() })
 	if err != nil {
 		return "", netip.Addr{}, err
 	}

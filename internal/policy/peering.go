@@ -30,7 +30,7 @@ func (e *Evaluator) peerOf(a netip.Addr) (core.GoalPeer, bool) {
 func (e *Evaluator) inPeers(a netip.Addr) bool { _, is := e.peerOf(a); return is }
 
 // inTag says that the tag VirtualNetwork matches an address.
-func (e *Evaluator) inTag(a netip.Addr) bool { return e.inSpace(a) || e.inPeers(a) }
+func (e *Evaluator) inTag(a netip.Addr) bool { return e.inVirtualNetwork(a) || e.inPeers(a) }
 
 // peerRoute is the route to an address of a connected network: it leads there, and from
 // there to one who holds the address.

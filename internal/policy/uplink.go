@@ -98,5 +98,5 @@ func (e *Evaluator) inVirtualNetwork(a netip.Addr) bool {
 func (q question) uplinkRoute() (string, bool) {
 	dst := q.flow.Destination
 	name, ok := q.uplinkOf(dst)
-	return "uplink " + name, ok && unroutable(dst) == ""
+	return "Uplink " + name, ok && unroutable(dst) == ""
 }

@@ -74,7 +74,7 @@ func (c *checker) uplinkUnique(field string, v *core.VirtualNetwork, i int) {
 	u := v.Uplinks[i]
 	for _, other := range all[*core.VirtualNetwork](c.set) {
 		for j, o := range other.Uplinks {
-			if o.Host != u.Host || other.Name == v.Name && j >= i {
+			if o.Host != u.Host || other == v && j >= i {
 				continue
 			}
 			whose := at("uplinks", j) + " of " + objectOf(other)
@@ -84,9 +84,12 @@ func (c *checker) uplinkUnique(field string, v *core.VirtualNetwork, i int) {
 					WithHint("use another device, or a VLAN of one parent for each")
 			case u.VLAN == o.VLAN && u.VLAN.ID != 0:
 				c.bad(field+".vlan", "%s is taken by %s", u.Source(), whose)
-			case u.Bridge != "" && u.Bridge == o.Bridge && other.Name == v.Name:
+			case u.Bridge != "" && u.Bridge == o.Bridge && other == v:
 				c.bad(field+".bridge", "%s is on the bridge %s already: one port is enough", whose, u.Bridge)
 			}
+		}
+		if other == v {
+			return // the later of two networks is refused
 		}
 	}
 }
