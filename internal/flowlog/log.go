@@ -57,6 +57,7 @@ type Log struct {
 	next    uint32 // the number of the next report of a denied packet
 	counted bool   // next is known
 	failing bool
+	delays  time.Time // when the end of a flow last found no room
 }
 
 // Open begins to follow the flows of a namespace. From its return on the kernel counts
@@ -239,6 +240,7 @@ func (l *Log) delayed() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.lost(Lost{DelayedEnds: 1})
+	l.delays = l.o.Now()
 }
 
 // reported takes the report of a denied packet. Its number tells how many were lost.
@@ -261,6 +263,10 @@ func (l *Log) lost(what Lost) {
 		n.lost.add(what)
 	}
 }
+
+// settle is how long after an end that found no room others may still come: the kernel
+// repeats them ten times a second.
+const settle = 5 * time.Second
 
 // tick reads the flows and writes the files when it is time.
 func (l *Log) tick(ctx context.Context) {
@@ -299,7 +305,7 @@ func (l *Log) turn() error {
 		})
 		failed = append(failed, err)
 		for _, n := range due {
-			n.swept(now, whole)
+			n.swept(now, whole && now.Sub(l.delays) >= settle)
 		}
 	}
 	if len(due) > 0 || now.Sub(l.flushed) >= l.o.FlushEvery {
