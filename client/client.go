@@ -144,6 +144,29 @@ func (c *Client) DeleteFor(ctx context.Context, kind, name string, force bool, r
 	return c.call(ctx, http.MethodDelete, "/v1/"+url.PathEscape(kind)+"/"+url.PathEscape(name)+"?"+q.Encode(), nil, nil)
 }
 
+// Object names a resource.
+type Object struct {
+	Kind string `json:"kind"`
+	Name string `json:"name"`
+}
+
+// DeleteSet is several resources to delete in one change.
+type DeleteSet struct {
+	Objects       []Object `json:"objects"`
+	IgnoreMissing bool     `json:"ignoreMissing,omitempty"` // what does not exist is left out
+	Force         bool     `json:"force,omitempty"`
+	Reason        string   `json:"reason,omitempty"`
+}
+
+// DeleteAll deletes several resources, all or none, and returns those that were there.
+func (c *Client) DeleteAll(ctx context.Context, set DeleteSet) ([]Applied, error) {
+	var out struct {
+		Results []Applied `json:"results"`
+	}
+	err := c.call(ctx, http.MethodPost, "/v1/delete", set, &out)
+	return out.Results, err
+}
+
 // Gateway wakes, pauses or restarts a gateway and waits until it is so.
 func (c *Client) Gateway(ctx context.Context, act, name string) error {
 	return c.call(ctx, http.MethodPost, "/v1/gateways/"+url.PathEscape(name)+"/"+url.PathEscape(act), struct{}{}, nil)

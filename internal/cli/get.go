@@ -115,36 +115,6 @@ func blockStyle(n *yaml.Node) {
 	}
 }
 
-func (a *app) deleteCommand() *cobra.Command {
-	var force bool
-	var reason string
-	cmd := &cobra.Command{
-		Use:               "delete KIND NAME",
-		Short:             "Delete a resource; with --force release a lease, a link or a host that is lost",
-		Args:              cobra.ExactArgs(2),
-		ValidArgsFunction: a.completeKindAndName,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			kind, err := kindOf(args[0])
-			if err != nil {
-				return err
-			}
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			if err := c.DeleteFor(cmd.Context(), kind.plural, args[1], force, reason); err != nil {
-				return err
-			}
-			_, err = fmt.Fprintf(a.Out, "%s/%s deleted\n", kind.name, args[1])
-			return err
-		},
-	}
-	cmd.Flags().BoolVar(&force, "force", false, "don't wait for the confirmation of hosts: a gateway goes at once, its addresses stay leased; leases, links and hosts go on your word alone")
-	cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit log (\"sluice get audits\")")
-	return cmd
-}
-
 // completeKindAndName completes KIND, then the names of that kind.
 func (a *app) completeKindAndName(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	switch len(args) {

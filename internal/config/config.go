@@ -28,6 +28,8 @@ type Options struct {
 	Stdin io.Reader
 	// LookupEnv finds what {env: NAME} names. Default: os.LookupEnv.
 	LookupEnv func(string) (string, bool)
+	// NamesOnly leaves secrets unread, for a caller that wants kinds and names alone.
+	NamesOnly bool
 }
 
 // Document is one resource of a file.
@@ -237,7 +239,7 @@ func (l *loader) document(name, dir string, n *yaml.Node) {
 	c := &checker{
 		problems: r.problems, yaml: true, file: name,
 		index:   map[string]Position{"": {File: name, Line: n.Line, Column: n.Column}},
-		secrets: &secretSource{lookupEnv: l.opts.LookupEnv, dir: dir},
+		secrets: &secretSource{lookupEnv: l.opts.LookupEnv, dir: dir, unread: l.opts.NamesOnly},
 	}
 	d := Document{Kind: core.Kind(t.textOf("kind")), Name: t.textOf("name"), file: name, index: c.index}
 	if c.kind(t, d.Kind) {

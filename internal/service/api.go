@@ -95,6 +95,8 @@ type Frontend interface {
 	Get(ctx context.Context, kind, name string) (View, error)
 	List(ctx context.Context, kind string) ([]View, error)
 	Delete(ctx context.Context, kind, name string, how DeleteOptions) error
+	// DeleteAll deletes several declared resources in one change.
+	DeleteAll(ctx context.Context, in DeleteSet) ([]Applied, error)
 
 	// Query runs a statement on a member, waking one if need be, and returns once the
 	// first bytes of the result, or the error, are there.

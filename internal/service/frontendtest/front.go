@@ -369,6 +369,15 @@ func (f *Front) RenewToken(ctx context.Context) (core.Secret, error) {
 	return core.NewSecret("sluice_renewed"), f.call(ctx, "RenewToken")
 }
 
+// DeleteAll implements service.Frontend.
+func (f *Front) DeleteAll(ctx context.Context, in service.DeleteSet) ([]service.Applied, error) {
+	out := make([]service.Applied, len(in.Objects))
+	for i, o := range in.Objects {
+		out[i] = service.Applied{Kind: o.Kind, Name: o.Name, Change: core.Deleted}
+	}
+	return out, f.call(ctx, "DeleteAll", " ", in.Objects, " ", in.IgnoreMissing, " ", in.Force, " ", in.Reason)
+}
+
 // AuditRecords implements service.Frontend.
 func (f *Front) AuditRecords(ctx context.Context, limit int) ([]service.View, error) {
 	return []service.View{}, f.call(ctx, "AuditRecords", " ", limit)

@@ -69,6 +69,7 @@ func (a *api) routes() http.Handler {
 	mux := http.NewServeMux()
 	route := func(pattern string, m methods) { mux.Handle(pattern, a.wrap(m)) }
 	route("/v1/apply", methods{"POST": a.apply})
+	route("/v1/delete", methods{"POST": a.deleteAll})
 	route("/v1/check", methods{"POST": a.check})
 	route("/v1/catalog", methods{"GET": a.catalog})
 	route("/v1/token", methods{"POST": a.renewToken})

@@ -66,6 +66,8 @@ func TestRoutes(t *testing.T) {
 		{"GET", "/v1/queries?limit=0", "", 400, "", ""},
 		{"GET", "/v1/queries/q7", "", 404, "", "Get Query q7"},
 		{"POST", "/v1/apply", `{"documents":[{"kind":"gateway","name":"a"},{"kind":"DataSource","name":"b"}]}`, 200, `{"results":[{"kind":"Gateway","name":"doc0","change":"created"},{"kind":"DataSource","name":"doc1","change":"created"}]}`, "Apply false"},
+		{"POST", "/v1/delete", `{"objects":[{"kind":"natgateways","name":"a"},{"kind":"VirtualNetwork","name":"b"}],"force":true,"reason":"r"}`, 200, `{"results":[{"kind":"NATGateway","name":"a","change":"deleted"},{"kind":"VirtualNetwork","name":"b","change":"deleted"}]}`, "DeleteAll [NATGateway/a VirtualNetwork/b] false true r"},
+		{"POST", "/v1/delete", `{"objects":[{"kind":"dish","name":"a"}]}`, 400, "", ""},
 		{"POST", "/v1/apply?dryRun=true", `{"documents":[]}`, 200, `{"results":[]}`, "Apply true"},
 		{"POST", "/v1/apply", `{"documents":[{"kind":"Member"}]}`, 400, "", ""},
 		{"POST", "/v1/apply", `{"documents":[7]}`, 400, "", ""},
