@@ -17,6 +17,11 @@ const (
 func Defaults(r core.Resource) {
 	switch r := r.(type) {
 	case *core.VirtualNetwork:
+		for i := range r.Uplinks {
+			if r.Uplinks[i].TUN != "" {
+				setDefault(&r.Uplinks[i].Addressing.Mode, core.AddressingStatic)
+			}
+		}
 		if len(r.DNS.Servers) > 0 {
 			setDefault(&r.DNS.Timeout, core.DefaultDNSTimeout)
 		}

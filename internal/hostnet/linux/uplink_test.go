@@ -274,6 +274,23 @@ func TestUplinkGivesTheDeviceBack(t *testing.T) {
 			}
 			l.set(l.up(), hostnet.Config{})
 		},
+		"a crash while it was taken": func(t *testing.T, l *lab, n *Network, cfg hostnet.Config) {
+			l.set(n, hostnet.Config{})
+			link, err := n.host.nl.LinkByName("lan0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			rec := n.recordOf(cfg.VNets[0], cfg.VNets[0].Uplinks[0].Uplink)
+			rec.Lent, err = n.host.lend(link)
+			if err := errorsOf(err, n.uplinkRecords().put(rec), n.Close()); err != nil {
+				t.Fatal(err)
+			}
+			l.ip(l.host, "link", "set", "lan0", "down")
+			l.ip(l.host, "link", "set", "lan0", "name", rec.Link)
+			if err := again(t, l).CleanUp(l.ctx()); err != nil {
+				t.Error(err)
+			}
+		},
 		"a crash while it was given back": func(t *testing.T, l *lab, n *Network, _ hostnet.Config) {
 			link := n.names.uplinkLink("u1", "plant")
 			space := n.names.vnet("u1")
@@ -290,7 +307,7 @@ func TestUplinkGivesTheDeviceBack(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			l := newLab(t)
-			lan := newLAN(l)
+			newLAN(l)
 			l.ip(l.host, "link", "set", "lan0", "mtu", "1400", "alias", "to the plant")
 			l.ip(l.host, "addr", "add", "192.168.10.33/24", "dev", "lan0")
 			l.ip(l.host, "addr", "add", "192.168.11.33/24", "dev", "lan0", "label", "lan0:x")
@@ -314,7 +331,6 @@ func TestUplinkGivesTheDeviceBack(t *testing.T) {
 			if _, err := os.Stat(n.uplinkRecords().file); !isNotExist(err) {
 				t.Errorf("the record of the uplink is there still: %v", err)
 			}
-			_ = lan
 		})
 	}
 }
@@ -555,6 +571,30 @@ func TestUplinkRefusals(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestUplinkUnplugged: a device that goes is a problem with a reason, and taken again
+// when it is back.
+func TestUplinkUnplugged(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	lan := newLAN(l)
+	g := plant("u1", onLAN(onDevice))
+	m := plantMember(g, 1)
+	n := l.up(func(o *Options) { o.VerifyEvery = -1 })
+	cfg := hostnet.Config{VNets: []core.GoalVNet{g}, Ports: []hostnet.Port{m}}
+	at := portOf(t, l.set(n, cfg), m)
+	wantGreeting(t, at, lanServer+":80", "lan "+m.Address.String())
+	l.ip(lan, "link", "del", "lan0") // and with it the other end
+	s, err := n.Set(l.ctx(), cfg)
+	if err != nil || len(s.Problems) != 1 || !contains(s.Problems[0].Err.Error(), `uplink plant (device lan0): the host has no device "lan0"`) {
+		t.Fatalf("%v, problems %v; want that the device is gone", err, s.Problems)
+	}
+	l.ip(l.host, "link", "add", "lan0", "type", "veth", "peer", "name", "lan0", "netns", filepath.Base(lan))
+	l.ip(lan, "link", "set", "lan0", "up")
+	l.ip(lan, "addr", "add", lanServer+"/24", "dev", "lan0")
+	l.set(n, cfg)
+	wantGreeting(t, at, lanServer+":80", "lan "+m.Address.String())
 }
 
 func TestUplinkForced(t *testing.T) {

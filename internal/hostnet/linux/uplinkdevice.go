@@ -24,10 +24,11 @@ func (n *Network) borrow(at *space, u core.Uplink, rec uplinkRecord) (netlink.Li
 	if err != nil {
 		return nil, err
 	}
-	if i := slices.IndexFunc(list, rec.is); i >= 0 { // it came half the way, or was plugged in again
-		if err := n.giveBack(n.host, nil, list[i]); err != nil {
+	if i := slices.IndexFunc(list, rec.is); i >= 0 { // it came half the way, or was unplugged
+		if err := errors.Join(n.giveBack(n.host, nil, list[i]), records.drop(rec)); err != nil {
 			return nil, err
 		}
+		list = slices.Delete(list, i, i+1)
 	}
 	link, err := n.hostDevice(u.Device+u.TUN, list)
 	if err != nil {
