@@ -129,7 +129,9 @@ func TestWhatIsNotCertainIsTried(t *testing.T) {
 		{"a name that others resolve", "db.example.com", "", []Document{rule(denyAll)}, false},
 		{"a name that is in no zone", "nothing.corp.internal", "", []Document{rule(denyAll)}, false},
 		{"an alias out of the zones", "alias.more.internal", "", []Document{rule(denyAll), zone(`{"name":"alias","type":"CNAME","values":["db.example.com"]}`)}, false},
-		{"servers of the source's own", "orders.corp.internal", `,"dnsServers":["10.20.1.53"]`, []Document{rule(denyAll)}, false},
+		{"servers of the source's own", "orders.corp.internal", `,"dnsServers":["10.20.1.53"]`, []Document{rule(
+			`{"name":"dns","priority":150,"direction":"Outbound","access":"Allow","protocol":"UDP","destination":["10.20.1.53"]},` + denyAll),
+			doc(core.KindNetworkSecurityGroup, `{"name":"data","rules":[]}`)}, false},
 		{"a resolver that is denied, too", "orders.corp.internal", "", []Document{rule(strings.Replace(denyAll, `"Any"]`, `"Any","PlatformDNS"]`, 1))}, false},
 		{"the member's loopback", "127.0.0.1", "", []Document{rule(denyAll)}, false},
 		{"allowed, without a route", "10.20.9.9", "", []Document{rule(`{"name":"all","priority":200,"direction":"Outbound","access":"Allow","protocol":"Any"}`)}, false},
@@ -252,6 +254,32 @@ func TestMembersFromBeforeMayHaveConnections(t *testing.T) {
 	}
 	if _, d := c.enter(core.Member{ID: "old", Generation: 2, CreatedAt: made}, "s", false, live, no); d != nil {
 		t.Error("what is known of one generation holds for another")
+	}
+}
+
+// TestOverlapProvesNothing: a failure to connect clears nothing if another request was
+// under way at any moment of it, before or after its begin.
+func TestOverlapProvesNothing(t *testing.T) {
+	t.Parallel()
+	failed := errs.New(errs.Unavailable, "x").WithStep(errs.StepConnect)
+	denied := func() *denial { return &denial{err: failed} }
+	live := func(string, int64) bool { return true }
+	for name, run := range map[string]func(begin func() func(error)){
+		"begun before":          func(begin func() func(error)) { other := begin(); own := begin(); other(nil); own(failed) },
+		"begun and ended in it": func(begin func() func(error)) { own := begin(); begin()(nil); own(failed) },
+	} {
+		c := newContacts(time.Now())
+		m := core.Member{ID: "m"} // made before: it may have connections
+		run(func() func(error) {
+			end, d := c.enter(m, "s", false, live, denied)
+			if d != nil {
+				t.Fatalf("%s: denied", name)
+			}
+			return end
+		})
+		if _, d := c.enter(m, "s", false, live, denied); d != nil {
+			t.Errorf("%s: the connection that the other one gave back is not used", name)
+		}
 	}
 }
 
