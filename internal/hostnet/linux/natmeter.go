@@ -8,6 +8,7 @@ import (
 	"math/bits"
 	"net/netip"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -33,6 +34,7 @@ const (
 	attrStatsInsertFailed, attrStatsDrop       = 9, 10
 	meterRest                                  = 100 // times what a reading takes lie between two
 	trackingMaxKey                             = "netfilter/nf_conntrack_max"
+	trackingCountKey                           = "netfilter/nf_conntrack_count"
 	protoTCP, protoUDP                   uint8 = unix.IPPROTO_TCP, unix.IPPROTO_UDP
 )
 
@@ -161,20 +163,33 @@ func (m *natMeter) look() (r natReading, err error) {
 		}
 		r.ports[key].add(e.port)
 	}
-	if err := listFlows(m.socket, count); err != nil {
-		return r, fmt.Errorf("listing the flows: %w", err)
+	// The kernel walks its whole table for a list, 10 ms of it mostly empty: not for nothing.
+	if tracked, err := m.tracking(trackingCountKey); err != nil {
+		return r, err
+	} else if tracked > 0 {
+		if err := listFlows(m.socket, count); err != nil {
+			return r, fmt.Errorf("listing the flows: %w", err)
+		}
 	}
 	after, err := m.counts()
 	if err != nil {
 		return r, err
 	}
 	r.totals = policy.NATAccount(before, flows, after)
+	r.max, err = m.tracking(trackingMaxKey)
+	return r, err
+}
+
+// tracking reads a number of the namespace's connection tracking.
+func (m *natMeter) tracking(key string) (n uint64, err error) {
 	err = m.at.do(func() error {
-		text, err := readSysctl(trackingMaxKey)
-		fmt.Sscan(text, &r.max) // 0 where the kernel does not say
+		text, err := readSysctl(key)
+		if err == nil {
+			n, err = strconv.ParseUint(text, 10, 64)
+		}
 		return err
 	})
-	return r, err
+	return n, err
 }
 
 // counts are the meter's counters and what the kernel's statistics add.
