@@ -19,6 +19,7 @@ const (
 	overHTTP = "HTTP"
 	direct   = "pgx direct"
 	bySSH    = "pgx by ssh -R"
+	anewSSH  = "pgx by ssh -R, a connection per query" // as tools do that run once
 )
 
 const shortQuery = "select 1"
@@ -42,13 +43,21 @@ func short(ctx context.Context, e *env) (*result, error) {
 	}{
 		{prepared, e.openPrepared}, {direct, openPgx(e.pg.ConnString())}, {plain, e.openPlain},
 		{bySSH, openPgx(e.pg.ConnString() + fmt.Sprintf(" port=%d", tunnel.port))}, {overHTTP, e.openHTTP},
+		{anewSSH, openAnew(e.pg.ConnString() + fmt.Sprintf(" port=%d", tunnel.port))},
 	}
 	s := &samples{}
 	for _, clients := range clientCounts() {
 		var ways []way
 		for _, o := range openers {
+			queries := e.scale.ShortQueries * min(clients, 2)
+			if o.name == anewSSH {
+				if clients > 1 {
+					continue
+				}
+				queries /= 10 // each takes as long as many others
+			}
 			ways = append(ways, way{name: o.name, run: func(ctx context.Context) error {
-				return e.shortOnce(ctx, series3(o.name, clients), o.open, clients, s)
+				return e.shortOnce(ctx, series3(o.name, clients), o.open, clients, queries, s)
 			}})
 		}
 		if err := alternate(ctx, e.scale.ShortRounds, ways); err != nil {
@@ -62,7 +71,7 @@ func short(ctx context.Context, e *env) (*result, error) {
 }
 
 // shortOnce has one way of asking run for one round.
-func (e *env) shortOnce(ctx context.Context, name names, open opener, clients int, s *samples) error {
+func (e *env) shortOnce(ctx context.Context, name names, open opener, clients, queries int, s *samples) error {
 	m, err := e.member()
 	if err != nil {
 		return err
@@ -72,7 +81,7 @@ func (e *env) shortOnce(ctx context.Context, name names, open opener, clients in
 	if err != nil {
 		return err
 	}
-	l, err := load(ctx, open, clients, e.scale.ShortQueries*min(clients, 2))
+	l, err := load(ctx, open, clients, queries)
 	if err != nil {
 		return err
 	}
@@ -134,6 +143,7 @@ func shortRows(s *samples) (out []row) {
 		out = append(out, r.goal(fmt.Sprintf("adds ≤ 0.5 ms: %s", number(adds)), adds <= 0.5),
 			line(w+", 1 client, p99", this.p99, base.p99, direct, "ms"))
 	}
+	out = append(out, line(overHTTP+", 1 client, p50, against a new connection", series3(overHTTP, 1).p50, series3(anewSSH, 1).p50, anewSSH, "ms"))
 	out = append(out, line(bySSH+", 1 client, p50", series3(bySSH, 1).p50, series3(direct, 1).p50, direct, "ms"))
 	for _, w := range ours { // many: against what people use to get in today
 		this, base := series3(w, 16), series3(bySSH, 16)
@@ -148,6 +158,20 @@ func shortRows(s *samples) (out []row) {
 	return append(out,
 		line(overHTTP+", 16 clients, CPU per query, postgres", series3(overHTTP, 16).cpu+"postgres", series3(direct, 16).cpu+"postgres", direct, "ms"),
 		line(bySSH+", 16 clients, rate", series3(bySSH, 16).rate, series3(direct, 16).rate, direct, "q/s"))
+}
+
+// openAnew signs in for each query.
+func openAnew(connString string) opener {
+	return func(context.Context) (ask, func(), error) {
+		return func(ctx context.Context) error {
+			one, end, err := openPgx(connString)(ctx)
+			if err != nil {
+				return err
+			}
+			defer end()
+			return one(ctx)
+		}, func() {}, nil
+	}
 }
 
 func openPgx(connString string) opener {
