@@ -36,6 +36,8 @@ type serviceFlags struct {
 	tlsKey   string
 	insecure bool
 	rest     time.Duration
+	lease    time.Duration
+	audit    time.Duration
 	log      logFlags
 }
 
@@ -50,6 +52,8 @@ func (f *serviceFlags) add(cmd *cobra.Command) {
 	fl.StringVar(&f.tlsKey, "tls-key", "", "its key, PEM")
 	fl.BoolVar(&f.insecure, "insecure", false, "allow --http and --flight on other machines' networks without TLS")
 	fl.DurationVar(&f.rest, "quarantine", 30*time.Second, "how long an address rests after its member is confirmed gone, before another may have it")
+	fl.DurationVar(&f.lease, "lease-time", 2*time.Minute, "for how long a host's report confirms a lease: one whose host is silent for longer is shown as expired, and kept")
+	fl.DurationVar(&f.audit, "keep-audit", service.DefaultKeepAudit, "how long entries of the audit log are kept")
 	f.log.add(cmd)
 }
 
@@ -144,14 +148,14 @@ func (s *runningService) openState(ctx context.Context) error {
 	})
 	s.closers.add(hub.Close)
 	fl, err = fleet.New(ctx, fleet.Options{
-		Store: st, Disconnect: hub.Disconnect, Quarantine: s.flags.rest, Logger: s.log,
+		Store: st, Disconnect: hub.Disconnect, Quarantine: s.flags.rest, LeaseTime: s.flags.lease, Logger: s.log,
 	})
 	if err != nil {
 		return err
 	}
 	s.closers.add(fl.Close)
 	s.svc, err = service.New(ctx, service.Options{
-		Store: st, Sealer: sealer, Tunnels: hub, Fleet: fl, Logger: s.log, HostToken: s.token,
+		Store: st, Sealer: sealer, Tunnels: hub, Fleet: fl, Logger: s.log, HostToken: s.token, KeepAudit: s.flags.audit,
 	})
 	if err != nil {
 		return err
