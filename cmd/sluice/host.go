@@ -101,6 +101,7 @@ func (f *hostFlags) machine(log *slog.Logger) (machine, error) {
 	}
 	network, err := linux.New(linux.Options{
 		Instance: instance, Splicer: splicer, Upstreams: upstreams("/etc/resolv.conf"), Logger: log, StateDir: filepath.Join(f.runDir, "net"),
+		FlowLogDir: filepath.Join(f.runDir, "flowlogs"),
 	})
 	if err != nil {
 		return machine{}, err
