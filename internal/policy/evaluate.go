@@ -48,6 +48,9 @@ func NewEvaluator(v core.GoalVNet, resolvers []netip.Addr) *Evaluator {
 func (e *Evaluator) Evaluate(f Flow) Verdict {
 	q := question{Evaluator: e, flow: f}
 	from, ok := q.subnetOf(f.Source)
+	if !ok && q.inPeers(f.Source) {
+		return q.fromPeer()
+	}
 	if !ok {
 		return Verdict{Route: fmt.Sprintf("%sthe source %s is in no subnet of virtual network %s", routeNone, f.Source, e.vnet.Name)}
 	}

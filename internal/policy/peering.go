@@ -65,6 +65,18 @@ func (q question) inboundThere(v *Verdict) {
 	}
 }
 
+// fromPeer judges a flow that a peer sends, by the rules that are this network's.
+func (q question) fromPeer() Verdict {
+	to, inside := q.subnetOf(q.flow.Destination)
+	if !inside {
+		return Verdict{Route: fmt.Sprintf("%s%s is in no subnet of virtual network %s: peering is not transitive", routeNone, q.flow.Destination, q.vnet.Name)}
+	}
+	v := Verdict{Route: q.localRoute()}
+	q.inbound(&v, to)
+	v.Allowed = !denied(v) && v.HasRoute()
+	return v
+}
+
 // peerSpans are the address spaces of the connected networks: with the network's own they
 // are the tag VirtualNetwork.
 func peerSpans(v core.GoalVNet) []span {

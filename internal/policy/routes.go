@@ -200,6 +200,20 @@ func (q question) applianceRoute(r EffectiveRoute) string {
 	return "VirtualAppliance " + r.Through
 }
 
+// RouteMark is what members' packets carry from prerouting on where a subnet of their
+// network has user-defined routes: the kernel asks these for nothing else.
+const RouteMark = 0x5c
+
+// markRouted marks members' packets if there is a subnet's table to ask.
+func (c *vnetCompiler) markRouted() {
+	for _, s := range c.in.VNet.Subnets {
+		if len(CompileRoutes(c.in.VNet, s, nil)) > 0 {
+			c.line(2, "iifname @members meta mark set %#x", RouteMark)
+			return
+		}
+	}
+}
+
 // HopKind is what a kernel does with a packet by a route of a subnet's table.
 type HopKind int
 

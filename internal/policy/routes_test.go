@@ -98,6 +98,22 @@ func TestEffectiveRoutes(t *testing.T) {
 	}
 }
 
+// TestRoutesOfAnUplink holds that a user-defined route goes before an uplink's of the same
+// prefix, and that one to Uplink leads where the uplink's own would.
+func TestRoutesOfAnUplink(t *testing.T) {
+	t.Parallel()
+	v := routed(hop("x", "192.168.0.0/16", core.HopNone), hop("y", "192.168.1.0/24", core.HopUplink))
+	v.Uplinks = []core.GoalUplink{{Uplink: core.Uplink{Name: "lan", Prefixes: []netip.Prefix{prefix("192.168.0.0/16"), prefix("172.16.0.0/12")}}}}
+	for to, want := range map[string]string{
+		"192.168.7.7": "none: route private/x (192.168.0.0/16 → None)", "192.168.1.7": "Uplink lan", "172.16.0.1": "Uplink lan",
+	} {
+		got := Evaluate(v, nil, Flow{Source: addr("10.20.0.4"), Destination: addr(to), Protocol: core.ProtocolTCP, DestinationPort: 80})
+		if got.Route != want {
+			t.Errorf("%s: %q; want %q", to, got.Route, want)
+		}
+	}
+}
+
 func TestCompiledRoutes(t *testing.T) {
 	t.Parallel()
 	v := routed(hop("out", "0.0.0.0/0", core.HopInternet), hop("x", "10.20.0.0/16", core.HopNone),
@@ -157,6 +173,21 @@ func TestPeersRules(t *testing.T) {
 		got := map[bool]string{true: "true ", false: "false "}[v.Allowed] + v.Route + ": " + strings.Join(decisions, "; ")
 		if got != c.want {
 			t.Errorf("%s: %s; want %s", name, got, c.want)
+		}
+	}
+}
+
+func TestFlowFromAPeerMeetsTheInboundRules(t *testing.T) {
+	t.Parallel()
+	v := routed()
+	v.NSGs = []core.NetworkSecurityGroup{denyAll("in", core.Inbound)}
+	v.Subnets[1].NSG = "in"
+	for to, want := range map[string]string{
+		"10.20.0.5": "VnetLocal", "10.20.1.9": "VnetLocal", "10.40.0.1": "none: 10.40.0.1 is in no subnet of virtual network spoke: peering is not transitive",
+	} {
+		got := Evaluate(v, nil, Flow{Source: addr("10.30.0.4"), Destination: addr(to), Protocol: core.ProtocolTCP, DestinationPort: 5432})
+		if got.Route != want || got.Allowed != (to == "10.20.0.5") {
+			t.Errorf("%s: %+v", to, got)
 		}
 	}
 }

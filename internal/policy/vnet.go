@@ -198,6 +198,7 @@ func (c *vnetCompiler) antiSpoof() {
 	c.line(2, "type filter hook prerouting priority raw; policy drop;")
 	c.line(2, `meta nfproto ipv6 counter drop comment "IPv6 is not carried"`)
 	c.line(2, `icmp type redirect counter drop comment "redirects"`)
+	c.markRouted()
 	c.line(2, `iifname . ether saddr . ip saddr @bindings counter accept comment "a member, from its own MAC and address"`)
 	for _, name := range c.natNames() {
 		c.line(2, `iifname %q ip saddr != @virtual_network counter accept comment "%s"`,

@@ -273,7 +273,7 @@ func (n *Network) natInVNet(g *natGateway) state {
 		routes: []route{{table: table, dst: everywhere, link: link, via: hopUp}},
 	}
 	for _, p := range g.prefs {
-		s.rules = append(s.rules, rule{ruleBase, p, table})
+		s.rules = append(s.rules, rule{priority: ruleBase, from: p, table: table})
 	}
 	return s
 }

@@ -49,6 +49,7 @@ func (n *Network) Set(ctx context.Context, cfg hostnet.Config) (hostnet.Status, 
 		work.Go(func() { v.set(ctx, goal) })
 	}
 	work.Wait()
+	n.connectPeers(ctx)
 	if !n.swept {
 		if err := errors.Join(n.sweep(r), n.sweepConnections(), flowlog.Prune(n.opts.FlowLogDir, time.Now())); err != nil {
 			r.problems = append(r.problems, hostnet.Problem{Object: "host", Err: fmt.Errorf("removing what is left over: %w", err)})

@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -42,20 +43,26 @@ type neighbour struct {
 	mac  string
 }
 
-// route is a unicast route, or an unreachable one if it has no link.
+// route is a unicast route, or an unreachable one if it has no link. Kind, if it is not
+// 0, is another type of the kernel's: RTN_BLACKHOLE, RTN_THROW. Of equal destinations the
+// lowest metric decides.
 type route struct {
-	table int
-	dst   netip.Prefix
-	link  string
-	via   netip.Addr
-	src   netip.Addr
+	kind   int
+	metric int
+	table  int
+	dst    netip.Prefix
+	link   string
+	via    netip.Addr
+	src    netip.Addr
 }
 
-// rule sends what comes from a prefix to a routing table.
+// rule sends what comes from a prefix, and carries the mark if there is one, to a routing
+// table.
 type rule struct {
 	priority int
 	from     netip.Prefix
 	table    int
+	mark     uint32
 }
 
 func (s *state) add(o state) {
@@ -166,8 +173,12 @@ func (s *space) readRoutes(l links, own func(string) bool) ([]route, error) {
 	for _, k := range list {
 		r := route{table: k.Table, link: l.name[k.LinkIndex], via: toAddr(k.Gw), src: toAddr(k.Src)}
 		r.dst = toPrefix(k.Dst)
-		if k.Type == unix.RTN_UNREACHABLE {
+		r.metric = k.Priority
+		switch k.Type {
+		case unix.RTN_UNREACHABLE:
 			r.link = ""
+		case unix.RTN_BLACKHOLE, unix.RTN_THROW:
+			r.link, r.kind = "", k.Type
 		}
 		if own(r.link) {
 			out = append(out, r)
@@ -183,8 +194,8 @@ func (s *space) readRules() ([]rule, error) {
 	}
 	var out []rule
 	for _, k := range list {
-		if k.Priority >= ruleBase && k.Priority < ruleEnd {
-			out = append(out, rule{k.Priority, toPrefix(k.Src), k.Table})
+		if k.Priority >= ruleBase && k.Priority < ruleEnd || k.Priority >= ruleTables && k.Priority <= ruleLocal {
+			out = append(out, rule{k.Priority, toPrefix(k.Src), k.Table, k.Mark})
 		}
 	}
 	return out, nil
@@ -250,9 +261,9 @@ func (n neighbour) kernel(l links) (*netlink.Neigh, error) {
 }
 
 func (r route) kernel(l links) *netlink.Route {
-	k := &netlink.Route{Table: r.table, Dst: toNet(r.dst), Protocol: protocol}
+	k := &netlink.Route{Table: r.table, Dst: toNet(r.dst), Protocol: protocol, Priority: r.metric}
 	if r.link == "" {
-		k.Type = unix.RTN_UNREACHABLE
+		k.Type = cmp.Or(r.kind, unix.RTN_UNREACHABLE)
 		return k
 	}
 	k.LinkIndex = l.index[r.link]
@@ -269,7 +280,11 @@ func (r route) kernel(l links) *netlink.Route {
 
 func (r rule) kernel() *netlink.Rule {
 	k := netlink.NewRule()
-	k.Family, k.Priority, k.Src, k.Table = unix.AF_INET, r.priority, toNet(r.from), r.table
+	k.Family, k.Priority, k.Table = unix.AF_INET, r.priority, r.table
+	if r.from.Bits() > 0 {
+		k.Src = toNet(r.from)
+	}
+	k.Mark = r.mark
 	return k
 }
 

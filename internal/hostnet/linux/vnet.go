@@ -35,6 +35,7 @@ type vnet struct {
 	nats      map[string]*natGateway
 	refused   map[string]natRefusal // NAT gateways that can't be planned
 	ports     map[hostnet.PortKey]*port
+	connected map[string]time.Time // peers, by UID: when they were last looked at
 	flows     flowLog
 	uplinks   map[string]*uplink // by name, those of this host
 
@@ -90,6 +91,7 @@ func (v *vnet) set(ctx context.Context, goal core.GoalVNet) {
 		v.goal, v.stale = cloneVNet(goal), true
 	}
 	v.finish(ctx)
+	v.routeToPorts()
 	if prune {
 		if err := v.prune(); err != nil {
 			v.problem(v.object(), fmt.Errorf("removing what is left over: %w", err))
@@ -125,7 +127,7 @@ func (v *vnet) build(ctx context.Context) (err error) {
 	}
 	v.answer()
 	v.buildNATs(ctx)
-	return nil
+	return v.buildRoutes()
 }
 
 // base is what V holds without ports and NAT gateways: the addresses that answer in
@@ -304,6 +306,7 @@ func (v *vnet) input() policy.VNetInput {
 			Address: p.spec.Address, Subnet: p.spec.Subnet,
 		})
 	}
+	in.PeerInterfaces = v.peerInterfaces()
 	for uid, g := range v.nats {
 		if g.ready {
 			in.NATInterfaces[g.goal.Name] = natInnerLink(uid)
@@ -323,6 +326,10 @@ func (v *vnet) prune() error {
 		want.add(v.n.natInVNet(g))
 		keep[natInnerLink(uid)] = true
 	}
+	for _, p := range v.goal.Peers {
+		want.add(v.n.peerInVNet(v.goal.UID, p))
+		keep[peerLink(v.goal.UID, p.UID)] = true
+	}
 	for _, u := range v.uplinks {
 		want.add(v.uplinkState(u.goal))
 	}
@@ -332,6 +339,7 @@ func (v *vnet) prune() error {
 	if err != nil {
 		return err
 	}
+	want.add(v.routing(l))
 	return v.at.prune(l, want, func(string) bool { return true })
 }
 
@@ -406,5 +414,6 @@ func cloneVNet(g core.GoalVNet) core.GoalVNet {
 		g.Zones[i].Records = slices.Clone(g.Zones[i].Records)
 	}
 	g.DNS.Servers = slices.Clone(g.DNS.Servers)
+	g.RouteTables, g.Peers = cloneTables(g.RouteTables), clonePeers(g.Peers)
 	return g
 }
