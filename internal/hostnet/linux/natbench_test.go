@@ -28,14 +28,14 @@ func BenchmarkNATMeter(b *testing.B) {
 			}
 			in(b, portOf(b, s, m), func() error { return manyFlows(flows) })
 			meter := n.vnets["u1"].nats["u1-egress"].meter
-			before := cpuTime(b)
+			before := cpuUsed(b)
 			for b.Loop() {
 				r, err := meter.look()
 				if err != nil || int(r.flows) < flows {
 					b.Fatalf("%d flows, %v", r.flows, err)
 				}
 			}
-			used := cpuTime(b) - before
+			used := cpuUsed(b) - before
 			b.ReportMetric(float64(used.Microseconds())/float64(b.N)/1000, "cpu-ms/look")
 		})
 	}
@@ -57,7 +57,7 @@ func manyFlows(n int) error {
 	return nil
 }
 
-func cpuTime(b *testing.B) time.Duration {
+func cpuUsed(b *testing.B) time.Duration {
 	var u unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
 		b.Fatal(err)
