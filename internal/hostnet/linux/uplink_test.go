@@ -44,6 +44,9 @@ func newLAN(l *lab) string {
 }
 
 func lanAddresses(l *lab, lan, dev string) {
+	in(l.t, lan, func() error { // the office is behind the router, and not near
+		return writeAll([]sysctl{{key: "ipv4/conf/all/arp_ignore", value: "1"}})
+	})
 	l.ip(lan, "addr", "add", lanServer+"/24", "dev", dev)
 	l.ip(lan, "addr", "add", lanRouter+"/24", "dev", dev)
 	l.ip(lan, "addr", "add", lanOffice+"/32", "dev", "lo")
@@ -393,7 +396,15 @@ func TestUplinkAnswersARPForLeasesOnly(t *testing.T) {
 	l := newLab(t)
 	lan := newLAN(l)
 	hostBridge(l)
-	g := plant("u1", onLAN(onBridge))
+	l.ip(l.host, "link", "add", "hbr1", "type", "bridge")
+	l.ip(l.host, "link", "set", "hbr1", "up")
+	l.ip(lan, "route", "add", "172.16.5.0/24", "dev", "lan0") // which believes that to be near
+	g := plant("u1", onLAN(onBridge), onLAN(func(u *core.Uplink) {
+		u.Name, u.Bridge, u.Prefixes = "far", "hbr1", nil
+		u.Addressing = core.UplinkAddressing{
+			Mode: core.AddressingStatic, Network: netip.MustParsePrefix("172.16.5.0/24"), Address: netip.MustParseAddr("172.16.5.2"),
+		}
+	}))
 	first, second := plantMember(g, 1), plantMember(g, 2)
 	n := l.up()
 	cfg := hostnet.Config{VNets: []core.GoalVNet{g}, Ports: []hostnet.Port{first}}
@@ -402,8 +413,10 @@ func TestUplinkAnswersARPForLeasesOnly(t *testing.T) {
 	want := map[string]string{
 		first.Address.String(): mac, "192.168.10.129": mac, // its own
 		second.Address.String(): "", "192.168.10.130": "", "192.168.10.150": "", "192.168.10.200": "",
+		"172.16.5.2": "", "172.16.5.9": "", // the other uplink's own, and what lies behind it
 	}
 	wantARP(t, l, lan, want)
+	wantProxies(t, l, n, first.Address)
 	items, err := n.Inventory(l.ctx())
 	if err != nil {
 		t.Fatal(err)
@@ -415,6 +428,16 @@ func TestUplinkAnswersARPForLeasesOnly(t *testing.T) {
 	l.set(n, cfg)
 	want[first.Address.String()], want[second.Address.String()] = "", mac
 	wantARP(t, l, lan, want)
+	wantProxies(t, l, n, second.Address)
+}
+
+// wantProxies compares what the kernel was told to answer for.
+func wantProxies(t *testing.T, l *lab, n *Network, want netip.Addr) {
+	t.Helper()
+	got := strings.Fields(l.ip(filepath.Join(netnsDir, n.names.vnet("u1")), "neigh", "show", "proxy"))
+	if len(got) == 0 || got[0] != want.String() || strings.Count(strings.Join(got, " "), "dev") != 1 {
+		t.Errorf("ARP is answered for %v; want %s alone", got, want)
+	}
 }
 
 // wantARP compares who answers for an address; "" for nobody.
