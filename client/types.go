@@ -1,6 +1,7 @@
 package client
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/sluice-gateway/sluice/internal/core"
@@ -31,6 +32,8 @@ type Check struct {
 	Protocol core.Protocol `json:"protocol,omitempty"` // TCP by default
 	Dry      bool          `json:"dry,omitempty"`
 	Timeout  time.Duration `json:"timeoutNs,omitempty"`
+	// EffectiveRoutes asks for the routes of the gateway's subnet and nothing else.
+	EffectiveRoutes bool `json:"effectiveRoutes,omitempty"`
 }
 
 // CheckResult is the verdict of the rules and, unless dry, what a probe met.
@@ -41,6 +44,18 @@ type CheckResult struct {
 	Reasons     []string `json:"reasons"`
 	Probe       *Probe   `json:"probe,omitempty"`
 	Agree       *bool    `json:"agree,omitempty"`
+	Routes      []Route  `json:"routes,omitempty"`
+}
+
+// Route is a route as it holds for a gateway's subnet; Table is empty for the network's own.
+type Route struct {
+	Table      string       `json:"table,omitempty"`
+	Name       string       `json:"name"`
+	Prefix     netip.Prefix `json:"prefix"`
+	NextHop    core.NextHop `json:"nextHop"`
+	Through    string       `json:"through,omitempty"`    // the appliance, peer, uplink or NAT gateway
+	Overridden bool         `json:"overridden,omitempty"` // a route of the same prefix comes first
+	Reason     string       `json:"reason,omitempty"`     // why it leads nowhere
 }
 
 // Probe is one TCP connection that a member tried.

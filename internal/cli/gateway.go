@@ -94,13 +94,16 @@ func (a *app) testDataSource(ctx context.Context, name string) error {
 
 func (a *app) checkCommand() *cobra.Command {
 	var gateway, from, to, protocol string
-	var dry bool
+	var dry, routes bool
 	var timeout time.Duration
 	cmd := &cobra.Command{
-		Use:   "check -g GATEWAY --to HOST:PORT",
+		Use:   "check -g GATEWAY {--to HOST:PORT | --effective-routes}",
 		Short: "Tell whether a gateway may reach a destination, by which rules, and whether it does",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if routes {
+				return a.effectiveRoutes(cmd.Context(), gateway)
+			}
 			host, port, err := splitHostPort(to)
 			if err != nil {
 				return err
@@ -116,6 +119,7 @@ func (a *app) checkCommand() *cobra.Command {
 	fl.StringVar(&protocol, "protocol", "tcp", "tcp; with --dry also udp, icmp")
 	fl.BoolVar(&dry, "dry", false, "the rules' verdict alone, no probe")
 	fl.DurationVar(&timeout, "timeout", 5*time.Second, "bound on the probe")
+	fl.BoolVar(&routes, "effective-routes", false, "the routes of the gateway's subnet, and no check")
 	_ = cmd.RegisterFlagCompletionFunc("gateway", func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 		return a.names(cmd, "gateways"), cobra.ShellCompDirectiveNoFileComp
 	})

@@ -32,9 +32,10 @@ func Goal(host string, version int64, resources []core.Stored, members []core.Me
 				used[g.VNet] = true
 			}
 		}
+		built := withPeers(set, func(r core.Stored, v *core.VirtualNetwork) bool { return used[v.Name] || wanted[r.UID] })
 		for _, r := range set {
-			if v, ok := r.Spec.(*core.VirtualNetwork); ok && (used[v.Name] || wanted[r.UID]) {
-				goal.VNets = append(goal.VNets, uplinksHere(VNet(r, v, set, members), host))
+			if v, ok := r.Spec.(*core.VirtualNetwork); ok && built[r.UID] {
+				goal.VNets = append(goal.VNets, localPeers(uplinksHere(VNet(r, v, set, members), host), built))
 			}
 		}
 	}
@@ -62,6 +63,7 @@ func VNet(stored core.Stored, v *core.VirtualNetwork, set []core.Stored, members
 	out := core.GoalVNet{
 		UID: stored.UID, Tenant: stored.Tenant, Name: v.Name,
 		AddressSpace: v.AddressSpace, Subnets: v.Subnets, Uplinks: goalUplinks(v),
+		RouteTables: routeTables(v, set), Peers: goalPeers(v, set),
 		DNS: core.GoalDNS{Servers: core.DNSServers(v.DNS.Servers), Timeout: v.DNS.Timeout},
 	}
 	nsgs := map[string]bool{}
@@ -121,16 +123,21 @@ func goalZone(z *core.PrivateDNSZone, vnet string, set []core.Stored) core.GoalZ
 	return out
 }
 
-// endpointRecords are the names of the VNet's endpoints that lie in the zone.
+// endpointRecords are the names of the VNet's endpoints, and of its peers', that lie in the
+// zone. Of one name, the VNet's own is seen.
 func endpointRecords(zone, vnet string, set []core.Stored) []core.GoalRecord {
 	var out []core.GoalRecord
-	for _, r := range set {
-		e, ok := r.Spec.(*core.PrivateEndpoint)
-		if !ok || e.VNet != vnet || e.DNSName == "" {
-			continue
-		}
-		if e.DNSName == zone || strings.HasSuffix(e.DNSName, "."+zone) {
-			out = append(out, core.GoalRecord{Name: e.DNSName, Address: e.Address})
+	seen := map[string]string{} // name → network
+	for _, in := range seenFrom(vnet, set) {
+		for _, r := range set {
+			e, ok := r.Spec.(*core.PrivateEndpoint)
+			if !ok || e.VNet != in || e.DNSName == "" || seen[e.DNSName] != "" && seen[e.DNSName] != in {
+				continue
+			}
+			if e.DNSName == zone || strings.HasSuffix(e.DNSName, "."+zone) {
+				out = append(out, core.GoalRecord{Name: e.DNSName, Address: e.Address})
+				seen[e.DNSName] = in
+			}
 		}
 	}
 	return out

@@ -9,6 +9,7 @@ import (
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/errs"
 	"github.com/sluice-gateway/sluice/internal/memberapi"
+	"github.com/sluice-gateway/sluice/internal/policy"
 )
 
 // Document is one resource as it came in, with its kind, undecoded beyond that. The
@@ -76,6 +77,8 @@ type CheckInput struct {
 	Protocol core.Protocol `json:"protocol,omitempty"` // TCP by default
 	Dry      bool          `json:"dry,omitempty"`      // no probe
 	Timeout  time.Duration `json:"timeoutNs,omitempty"`
+	// EffectiveRoutes asks for the routes of the gateway's subnet and nothing else.
+	EffectiveRoutes bool `json:"effectiveRoutes,omitempty"`
 }
 
 // CheckResult is the verdict of the rules and, unless Dry, what a real probe met.
@@ -86,6 +89,7 @@ type CheckResult struct {
 	Reasons     []string                 `json:"reasons"` // one line per decision: NSG rules, route, NAT
 	Probe       *memberapi.ProbeResponse `json:"probe,omitempty"`
 	Agree       *bool                    `json:"agree,omitempty"` // rules and probe say the same
+	Routes      []policy.EffectiveRoute  `json:"routes,omitempty"`
 }
 
 // Frontend is what the query and resource front ends need of the service. Every

@@ -44,6 +44,9 @@ func (s *Service) Check(ctx context.Context, in CheckInput) (CheckResult, error)
 	if err != nil {
 		return CheckResult{}, err
 	}
+	if in.EffectiveRoutes {
+		return effectiveRoutes(vnet, gw), nil
+	}
 	var out CheckResult
 	from := s.anyAddress(ref.UID, p.Tenant, vnet, gw.Subnet)
 	if !in.Dry {
@@ -64,12 +67,14 @@ func (s *Service) Check(ctx context.Context, in CheckInput) (CheckResult, error)
 		return out, nil
 	}
 	placement.AddMember(&vnet, gw, from) // it need not run yet
-	verdict := policy.Evaluate(vnet, resolvers(vnet), policy.Flow{Source: from, Destination: to, Protocol: in.Protocol, DestinationPort: in.Port})
+	flow := policy.Flow{Source: from, Destination: to, Protocol: in.Protocol, DestinationPort: in.Port}
+	rules := s.evaluator(ctx, p.Tenant, vnet)
+	verdict := rules.Evaluate(flow)
 	out.Destination, out.Allowed = to.String(), verdict.Allowed
 	for _, d := range verdict.Decisions {
 		out.Reasons = append(out.Reasons, d.String())
 	}
-	out.Reasons = append(out.Reasons, "route: "+verdict.Route)
+	out.Reasons = append(out.Reasons, routeReason(rules, flow, verdict))
 	if out.Probe != nil {
 		// A refusal by the destination is an answer: the rules let the packets pass. One
 		// by the member's own loopback is not: nothing has left it.
@@ -90,6 +95,8 @@ func checkInput(in *CheckInput) error {
 	switch {
 	case in.Gateway == "":
 		return errs.New(errs.Invalid, "the check names no gateway")
+	case in.EffectiveRoutes:
+		return nil
 	case in.Host == "" || in.Port == 0:
 		return errs.New(errs.Invalid, "the check names no destination").WithHint("--to HOST:PORT")
 	case !slices.Contains([]core.Protocol{core.ProtocolTCP, core.ProtocolUDP, core.ProtocolICMP, core.ProtocolESP, core.ProtocolAH}, in.Protocol):
@@ -200,14 +207,16 @@ func (s *Service) explain(ctx context.Context, t core.TenantID, m core.Member, s
 	if !ok || port == 0 {
 		return err
 	}
-	verdict := policy.Evaluate(vnet, resolvers(vnet), policy.Flow{Source: m.Address, Destination: to, Protocol: core.ProtocolTCP, DestinationPort: port})
+	flow := policy.Flow{Source: m.Address, Destination: to, Protocol: core.ProtocolTCP, DestinationPort: port}
+	rules := s.evaluator(ctx, t, vnet)
+	verdict := rules.Evaluate(flow)
 	out := *e
 	if denial, denied := verdict.Denial(); denied {
 		out.Message += ": " + denial.String()
 		out.Hint = checkHint(m.Gateway, src.Parameters["host"], port)
 	} else if !verdict.HasRoute() {
 		out.Message += ": no route to " + to.String() + " (" + verdict.Route + ")"
-		out.Hint = "give the subnet a NAT gateway, or the data source an address inside the network"
+		out.Hint = routeHint(rules, flow)
 	} else {
 		explainHolder(&out, vnet, to)
 	}
