@@ -1,10 +1,14 @@
 package validate_test
 
 import (
+	"encoding/json"
 	"net/netip"
+	"strings"
 	"testing"
 
+	"github.com/sluice-gateway/sluice/internal/config"
 	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/validate"
 )
 
 // joined is an uplink that is in order; the cases spoil it.
@@ -100,4 +104,41 @@ func TestUplinks(t *testing.T) {
 			u.Name, u.Device, u.Addressing.Network = "b", "eth2", prefix("192.168.10.0/25")
 		})), `VirtualNetwork/corp uplinks[1].prefixes: 10.0.0.0/8 is reached by uplink "plant" already`},
 	})
+}
+
+// TestUplinkInYAML reads what the documentation shows, and what is mistyped.
+func TestUplinkInYAML(t *testing.T) {
+	text := `kind: VirtualNetwork
+name: plant
+addressSpace: [192.168.10.128/26]
+subnets:
+  - {name: gateways, prefix: 192.168.10.128/26, delegation: sluice/gateways}
+uplinks:
+  - name: lan
+    host: vm-1
+    bridge: br0
+    prefixes: [10.0.0.0/8]
+    addressing: {mode: range, network: 192.168.10.0/24, gateway: 192.168.10.1, subnet: gateways}
+  - {name: cloud, host: vm-1, tun: wg0, prefixes: [172.16.0.0/16]}
+  - {name: lab, host: vm-1, vlan: {parent: eth1, id: 7}, addressing: {mode: static, network: 172.17.0.0/24, address: 172.17.0.9}}
+`
+	res, err := config.Read(config.Options{}, "plant.yaml", strings.NewReader(text))
+	if err != nil || len(res.Documents) != 1 {
+		t.Fatalf("%d documents, %v", len(res.Documents), err)
+	}
+	v := core.New(core.KindVirtualNetwork)
+	if err := json.Unmarshal(res.Documents[0].JSON, v); err != nil {
+		t.Fatal(err)
+	}
+	validate.Defaults(v)
+	if problems := validate.Set([]core.Resource{v}); len(problems) > 0 {
+		t.Errorf("refused: %s", lines(problems))
+	}
+	if mode := v.(*core.VirtualNetwork).Uplinks[1].Addressing.Mode; mode != core.AddressingStatic {
+		t.Errorf("the mode of a TUN is %q", mode)
+	}
+	_, err = config.Read(config.Options{}, "plant.yaml", strings.NewReader(strings.Replace(text, "parent:", "paren:", 1)))
+	if err == nil || !strings.Contains(err.Error(), `unknown field "paren": did you mean "parent"?`) {
+		t.Errorf("the mistake is worded %v", err)
+	}
 }
