@@ -90,8 +90,8 @@ func (p hostPlan) text() string {
 	line("\t\tiifname %s oifname %s counter drop comment \"NAT gateways never meet\"", ours, ours)
 	line("\t\tiifname %s ip daddr %s counter drop comment \"link-local\"", ours, linkLocal)
 	if p.idle > 0 {
-		line("\t\tiifname %s ct state new meta l4proto tcp ct timeout set \"tcp\"", ours)
-		line("\t\tiifname %s ct state new meta l4proto udp ct timeout set \"udp\"", ours)
+		line("\t\tiifname %s ct state new meta l4proto tcp ct timeout set \"nat_tcp\"", ours)
+		line("\t\tiifname %s ct state new meta l4proto udp ct timeout set \"nat_udp\"", ours)
 	}
 	for _, link := range p.gateways {
 		line("\t\tiifname %q counter name %s%s accept", link, countOut, link)
@@ -122,10 +122,10 @@ func (p hostPlan) timeouts(line func(format string, args ...any)) {
 	}
 	const beyondNAT = 30
 	tcp := p.idle + beyondNAT
-	line("\tct timeout tcp {\n\t\tprotocol tcp\n\t\tl3proto ip")
+	line("\tct timeout nat_tcp {\n\t\tprotocol tcp\n\t\tl3proto ip")
 	line("\t\tpolicy = { syn_sent : %d, syn_recv : %d, established : %d, fin_wait : %d, close_wait : %d, last_ack : %d, time_wait : %d, close : %d, unack : %d, retrans : %d }",
 		60, 60, tcp, 95, tcp, 95, 95, 46, tcp, tcp)
-	line("\t}\n\tct timeout udp {\n\t\tprotocol udp\n\t\tl3proto ip")
+	line("\t}\n\tct timeout nat_udp {\n\t\tprotocol udp\n\t\tl3proto ip")
 	line("\t\tpolicy = { unreplied : %d, replied : %d }\n\t}", udpIdle+beyondNAT, udpIdle+beyondNAT)
 }
 
@@ -225,8 +225,12 @@ func (n *Network) applyHostSide(ctx context.Context, plan hostPlan, forward []st
 			plan.opened = append(plan.opened, name)
 		}
 	}
+	untimed := n.hostSide.untimed
 	if err := n.hostSide.apply(ctx, plan); err != nil {
 		return err
+	}
+	if n.hostSide.untimed && !untimed {
+		n.log.Warn("the kernel has no time-outs of single flows: the host's own connection tracking may forget a UDP flow before its NAT gateway does")
 	}
 	for _, name := range plan.opened {
 		if err := n.mem.set(forwardingKey(name), "1"); err != nil {
