@@ -209,7 +209,7 @@ func rank(state string) int {
 }
 
 func vnetStatus(v *core.VirtualNetwork, base ResourceStatus, holds []Link) VNetStatus {
-	out := VNetStatus{ResourceStatus: base}
+	out := VNetStatus{ResourceStatus: base, Peerings: peeringStatus(v, sn)}
 	for _, sub := range v.Subnets {
 		out.Subnets = append(out.Subnets, subnetStatus(v, sub, holds))
 	}
