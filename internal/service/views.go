@@ -98,7 +98,7 @@ func (s *Service) List(ctx context.Context, kind string) ([]View, error) {
 	var out []View
 	for _, r := range sn.all {
 		if string(r.Spec.Kind()) == kind {
-			out = append(out, View{Kind: kind, Name: r.Spec.ResourceName(), Object: r.Spec, Status: s.status(r, holds)})
+			out = append(out, View{Kind: kind, Name: r.Spec.ResourceName(), Object: r.Spec, Status: s.status(r, sn, holds)})
 		}
 	}
 	if kind == string(core.KindNATGateway) {
@@ -172,13 +172,13 @@ func (s *Service) hosts(ctx context.Context) ([]core.Host, error) {
 	return out, err
 }
 
-func (s *Service) status(r core.Stored, holds []Link) any {
+func (s *Service) status(r core.Stored, sn *snapshot, holds []Link) any {
 	base := ResourceStatus{UID: r.UID, Version: r.Version, Updated: r.UpdatedAt.UTC().Format("2006-01-02T15:04:05Z07:00")}
 	switch spec := r.Spec.(type) {
 	case *core.Gateway:
 		return s.gatewayStatus(r, base)
 	case *core.VirtualNetwork:
-		return vnetStatus(spec, base, holds)
+		return vnetStatus(spec, base, holds, peeringStatus(spec, sn))
 	}
 	return base
 }
@@ -208,8 +208,8 @@ func rank(state string) int {
 	return slices.Index([]string{"Paused", "Draining", "Waking", "Running"}, state)
 }
 
-func vnetStatus(v *core.VirtualNetwork, base ResourceStatus, holds []Link) VNetStatus {
-	out := VNetStatus{ResourceStatus: base, Peerings: peeringStatus(v, sn)}
+func vnetStatus(v *core.VirtualNetwork, base ResourceStatus, holds []Link, peerings []PeeringStatus) VNetStatus {
+	out := VNetStatus{ResourceStatus: base, Peerings: peerings}
 	for _, sub := range v.Subnets {
 		out.Subnets = append(out.Subnets, subnetStatus(v, sub, holds))
 	}
