@@ -250,6 +250,13 @@ func (l *lab) describe(dev string) []string {
 			out = append(out, line)
 		}
 	}
+	in(l.t, l.host, func() error {
+		conf := readConf(dev)
+		for _, key := range sortedKeys(conf) {
+			out = append(out, key+" = "+conf[key])
+		}
+		return nil
+	})
 	return out
 }
 
@@ -316,6 +323,11 @@ func TestUplinkGivesTheDeviceBack(t *testing.T) {
 			l.ip(l.host, "addr", "add", "192.168.11.33/24", "dev", "lan0", "label", "lan0:x")
 			l.ip(l.host, "route", "add", "10.77.0.0/16", "via", lanRouter, "metric", "50")
 			l.ip(l.host, "route", "add", "10.78.0.0/16", "dev", "lan0", "table", "77")
+			l.ip(l.host, "addr", "add", "fd00:10::33/64", "dev", "lan0", "nodad")
+			l.ip(l.host, "route", "add", "fd00:77::/32", "via", "fd00:10::1")
+			in(t, l.host, func() error {
+				return writeAll([]sysctl{{key: forwardingKey("lan0"), value: "1"}, {key: "ipv4/conf/lan0/rp_filter", value: "2"}})
+			})
 			before := l.describe("lan0")
 			g := plant("u1", onLAN(onDevice))
 			m := plantMember(g, 1)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -36,6 +37,8 @@ type lentDevice struct {
 	Up     bool        `json:"up"`
 	Addrs  []lentAddr  `json:"addrs,omitempty"`
 	Routes []lentRoute `json:"routes,omitempty"`
+	// Conf is its own sysctl values, by family and name: "ipv4/forwarding".
+	Conf map[string]string `json:"conf,omitempty"`
 }
 
 // lentAddr and lentRoute are netlink's own, as plain values.
@@ -124,6 +127,9 @@ func (n *Network) holdsLent(space string) bool {
 func (s *space) lend(l netlink.Link) (*lentDevice, error) {
 	at := l.Attrs()
 	d := &lentDevice{Name: at.Name, MAC: at.HardwareAddr.String(), MTU: at.MTU, Alias: at.Alias, Up: at.Flags&net.FlagUp != 0}
+	if err := s.do(func() error { d.Conf = readConf(at.Name); return nil }); err != nil {
+		return nil, err
+	}
 	addrs, err := retryDump(func() ([]netlink.Addr, error) { return s.nl.AddrList(l, unix.AF_UNSPEC) })
 	if err != nil {
 		return nil, err
@@ -164,7 +170,7 @@ func (s *space) restore(l netlink.Link, d *lentDevice) error {
 			return fmt.Errorf("giving it its name %s: %w", d.Name, err)
 		}
 	}
-	failed := []error{s.nl.LinkSetAlias(l, d.Alias)}
+	failed := []error{s.nl.LinkSetAlias(l, d.Alias), s.do(func() error { return writeConf(d.Name, d.Conf) })}
 	if l.Attrs().MTU != d.MTU {
 		failed = append(failed, s.nl.LinkSetMTU(l, d.MTU))
 	}
@@ -182,6 +188,38 @@ func (s *space) restore(l netlink.Link, d *lentDevice) error {
 		return errors.Join(failed...) // a device that is down has no routes
 	}
 	return errors.Join(append(failed, s.restoreRoutes(l, d))...)
+}
+
+// readConf reads a device's own sysctl values, which it leaves behind when it moves. What
+// can't be read has none.
+func readConf(device string) map[string]string {
+	out := map[string]string{}
+	for _, family := range []string{"ipv4", "ipv6"} {
+		entries, _ := os.ReadDir(filepath.Join(sysctlDir, family, "conf", device))
+		for _, e := range entries {
+			if v, err := readSysctl(filepath.Join(family, "conf", device, e.Name())); err == nil {
+				out[family+"/"+e.Name()] = v
+			}
+		}
+	}
+	if out["ipv6/addr_gen_mode"] != "2" {
+		delete(out, "ipv6/stable_secret") // the kernel's own, new at each start
+	}
+	return out
+}
+
+// writeConf writes those that are not as they were.
+func writeConf(device string, conf map[string]string) error {
+	now := readConf(device)
+	var failed []error
+	for _, key := range sortedKeys(conf) {
+		if have, ok := now[key]; !ok || have == conf[key] {
+			continue
+		}
+		family, name, _ := strings.Cut(key, "/")
+		failed = append(failed, writeAll([]sysctl{{key: filepath.Join(family, "conf", device, name), value: conf[key], optional: true}}))
+	}
+	return errors.Join(failed...)
 }
 
 // restoreRoutes adds those first that others' gateways are reached by.
