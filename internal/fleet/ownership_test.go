@@ -335,17 +335,17 @@ func (w *world) lose(m *machine) bool {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	any := false
+	released := false
 	for _, l := range leases {
 		if l.Host != m.name || l.Ended() {
 			continue
 		}
-		any = true
+		released = true
 		if err := w.fleet.Release(context.Background(), l, "lost", func(store.Tx, core.Lease) error { return nil }); err != nil {
 			w.fatal("release %s: %v", l.Address, err)
 		}
 	}
-	return any
+	return released
 }
 
 func (w *world) fatal(format string, args ...any) {
@@ -434,7 +434,7 @@ func TestOneOwnerWhateverHappens(t *testing.T) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, seed)
-			for acts := w.acts(); len(w.trace) < 3000; {
+			for acts := w.acts(); len(w.trace) < 1200; {
 				w.step(acts)
 				w.check()
 			}
