@@ -2,6 +2,7 @@ package linux
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -371,9 +372,19 @@ func TestFlowLogKeepsTheRuleOfTheBeginning(t *testing.T) {
 }
 
 // TestFlowLogGoesOnAfterARestart: neither a second beginning nor a lost end, and the
-// counters of all entries are those of the flow. One flow ends while nobody looks.
+// counters of all entries are those of the flow. One flow ends while nobody looks. After
+// a kill there are only the files that were there at that moment.
 func TestFlowLogGoesOnAfterARestart(t *testing.T) {
 	t.Parallel()
+	for name, killed := range map[string]bool{"stopped": false, "killed": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			goesOn(t, killed)
+		})
+	}
+}
+
+func goesOn(t *testing.T, killed bool) {
 	l := newLab(t)
 	g := logging(open2(corp("u1")), "data")
 	a, b := twoMembers(g)
@@ -400,8 +411,15 @@ func TestFlowLogGoesOnAfterARestart(t *testing.T) {
 	l.logged("data", "both beginnings", func(list []entry) bool {
 		return len(ofPort(list, portOfConn(long))) > 0 && len(ofPort(list, portOfConn(short))) > 0
 	})
+	logs := filepath.Join(l.state, "flowlogs")
+	then := copyOf(t, logs)
 	if err := n.Close(); err != nil {
 		t.Fatal(err)
+	}
+	if killed {
+		if err := errors.Join(os.RemoveAll(logs), os.CopyFS(logs, os.DirFS(then))); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for range 40 { // the short one ends meanwhile; the long one must not
 		send(long)
@@ -424,6 +442,21 @@ func TestFlowLogGoesOnAfterARestart(t *testing.T) {
 	if _, lost := l.logOf("data"); lost.UnseenEnds != 1 {
 		t.Errorf("%d ends that nobody saw, want 1", lost.UnseenEnds)
 	}
+}
+
+// copyOf copies a directory that is written to. A file may go between its listing and its
+// copy: then all is copied again.
+func copyOf(t *testing.T, dir string) string {
+	t.Helper()
+	var err error
+	for range 20 {
+		to := filepath.Join(t.TempDir(), "copy")
+		if err = os.CopyFS(to, os.DirFS(dir)); err == nil {
+			return to
+		}
+	}
+	t.Fatal(err)
+	return ""
 }
 
 // TestFlowLogIsOffUnlessAskedFor: without a log nothing is counted, marked or written;
