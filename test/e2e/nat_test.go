@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -30,14 +31,18 @@ func ip(t *testing.T, args ...string) {
 	}
 }
 
+// outsides counts the machines that this process made.
+var outsides atomic.Int64
+
 // newOutside makes the machine. The host forwards what comes back from it, as a router
 // with this interface would be set up to.
 func newOutside(t *testing.T, port int, target string) *outside {
 	t.Helper()
-	pid := os.Getpid()
-	id := fmt.Sprintf("%x", pid&0xffff)
+	pid, n := os.Getpid(), int(outsides.Add(1))
+	id := fmt.Sprintf("%x-%x", pid&0xffff, n)
 	ns, near, far := "e2e-out-"+id, "e2eo"+id+"a", "e2eo"+id+"b"
-	addr := func(n int) string { return fmt.Sprintf("198.18.%d.%d", pid>>6&0xff, pid&63*4+n) } // a /30 per process
+	// A /30 for each of two per process.
+	addr := func(end int) string { return fmt.Sprintf("198.%d.%d.%d", 18+n&1, pid>>6&0xff, pid&63*4+end) }
 	o := &outside{host: addr(1), server: addr(2)}
 	ip(t, "netns", "add", ns)
 	t.Cleanup(func() { ip(t, "netns", "del", ns) })
