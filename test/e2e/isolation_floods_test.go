@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/dns"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -181,6 +182,46 @@ func (f *field) udpThroughNAT(t *testing.T) {
 	db := fmt.Sprintf("10.20.1.4:%d", f.PG.Port)
 	eventually(t, 20*time.Second, "the attacker's new connections pass again", func() bool {
 		return dialFrom(f.memberSpace(f.attacker), db, 0, 5*time.Second) == nil
+	})
+}
+
+// questionsToTheResolver asks for a name from one port after the other.
+func (f *field) questionsToTheResolver(t *testing.T) {
+	query := new(dns.Msg).SetQuestion("nobody.corp.internal.", dns.TypeA)
+	text, err := query.Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := f.lawful()
+	r.dst, r.dport, r.text = "10.20.0.2", 53, string(text)
+	f.floodBounded(t, flooding{attacker: f.attacker, frame: r, chain: "input"}, func() {
+		eventually(t, 20*time.Second, "the neighbour's question is answered", func() bool {
+			return asks(f.memberSpace(f.neighbour), "orders.corp.internal.") == nil
+		})
+	})
+	eventually(t, 20*time.Second, "the attacker's own question is answered", func() bool {
+		return asks(f.memberSpace(f.attacker), "orders.corp.internal.") == nil
+	})
+}
+
+// asks wants an address of a name from the network's resolver.
+func asks(space, name string) error {
+	return inSpace(space, func() error {
+		c, err := net.DialTimeout("udp4", "10.20.0.2:53", 5*time.Second)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		conn := &dns.Conn{Conn: c}
+		if err := conn.WriteMsg(new(dns.Msg).SetQuestion(name, dns.TypeA)); err != nil {
+			return err
+		}
+		answer, err := conn.ReadMsg()
+		if err == nil && len(answer.Answer) == 0 {
+			err = fmt.Errorf("no address of %s: %v", name, answer)
+		}
+		return err
 	})
 }
 

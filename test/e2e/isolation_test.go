@@ -60,6 +60,7 @@ func TestIsolation(t *testing.T) {
 		{"half-open connections to a private endpoint", (*field).endpointHalfOpen},
 		{"UDP flows between members", (*field).udpBetweenMembers},
 		{"UDP flows through the NAT gateway", (*field).udpThroughNAT},
+		{"questions to the resolver", (*field).questionsToTheResolver},
 	} {
 		t.Run(attack.name, func(t *testing.T) {
 			view := *b
