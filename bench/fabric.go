@@ -57,7 +57,9 @@ func newFabric(t *tb, bucketsFrom int) (*fabric, error) {
 	if err := ip(f.host, "route", "add", "default", "via", fabricWorld); err != nil {
 		return nil, err
 	}
-	f.net, err = linux.New(linux.Options{Instance: instance, StateDir: state, HostNS: f.host, BucketsFrom: bucketsFrom})
+	f.net, err = linux.New(linux.Options{
+		Instance: instance, StateDir: state, HostNS: f.host, BucketsFrom: bucketsFrom, FlowLogDir: filepath.Join(state, "flowlogs"),
+	})
 	if err != nil {
 		return nil, err
 	}

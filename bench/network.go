@@ -17,6 +17,8 @@ const (
 	noRules   = "the rule for established flows alone"
 	inBuckets = "1,000 rules"
 	inALine   = "1,000 rules, one after the other"
+	logged    = "flow log on"
+	unlogged  = "flow log off"
 	natPath   = "NSG and NAT gateway"
 	plainVeth = "plain veth"
 )
@@ -45,17 +47,22 @@ type packetRun struct {
 
 // newConnections connects from member to member through each form of rules.
 func (b *packetRun) newConnections(ctx context.Context) ([]row, error) {
+	withLog := network(rules(10, 0))
+	withLog.NSGs[0].FlowLog = core.FlowLog{Enabled: true, Interval: core.Duration(time.Minute), RetentionDays: 1, MaxMiB: 64}
 	var ways []way
 	for _, c := range []struct {
 		name        string
-		rules       []core.SecurityRule
+		network     core.GoalVNet
 		bucketsFrom int
-	}{{noRules, nil, 0}, {inBuckets, rules(manyRules, 0), 0}, {inALine, rules(manyRules, 0), 1 << 20}} {
+	}{
+		{noRules, network(nil), 0}, {inBuckets, network(rules(manyRules, 0)), 0}, {inALine, network(rules(manyRules, 0)), 1 << 20},
+		{logged, withLog, 0}, {unlogged, network(rules(10, 0)), 0},
+	} {
 		f, err := newFabric(b.env.t, c.bucketsFrom)
 		if err != nil {
 			return nil, err
 		}
-		spaces, err := f.set(ctx, network(c.rules), port(1), port(2))
+		spaces, err := f.set(ctx, c.network, port(1), port(2))
 		if err != nil {
 			return nil, err
 		}
@@ -70,8 +77,10 @@ func (b *packetRun) newConnections(ctx context.Context) ([]row, error) {
 		return nil, err
 	}
 	bucketed := b.compare("new TCP connections per second", "new connections: ", inBuckets, noRules, "conn/s")
+	flowLog := b.compare("new TCP connections per second", "new connections: ", logged, unlogged, "conn/s")
 	return []row{
 		bucketed.goal("≥ 0.9", *bucketed.Ratio >= 0.9),
+		flowLog.goal("≥ 0.95", *flowLog.Ratio >= 0.95),
 		b.compare("new TCP connections per second", "new connections: ", inALine, noRules, "conn/s"),
 	}, nil
 }
