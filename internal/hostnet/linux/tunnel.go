@@ -110,6 +110,24 @@ func namesTunnel(g core.GoalVNet) bool {
 	})
 }
 
+// releaseTime is how long the listener of a process that was killed may still be held, by
+// a program that it was just starting.
+const releaseTime = 3 * time.Second
+
+func (n *Network) listenForTunnels(ctx context.Context, at *space) (*net.TCPListener, error) {
+	for deadline := time.Now().Add(releaseTime); ; {
+		l, err := at.listenTCP(n.ctx, netip.AddrPortFrom(relayAddress, n.opts.TunnelPort).String())
+		if !errors.Is(err, unix.EADDRINUSE) || time.Now().After(deadline) {
+			return l, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
 func (n *Network) openTunnel(ctx context.Context) (*tunnel, error) {
 	at, _, err := ensureSpace(n.names.tunnel(), "tunnels of all members", quiet("0"))
 	if err != nil {
@@ -120,7 +138,7 @@ func (n *Network) openTunnel(ctx context.Context) (*tunnel, error) {
 		err = t.assert(ctx)
 	}
 	if err == nil {
-		t.listener, err = at.listenTCP(n.ctx, netip.AddrPortFrom(relayAddress, n.opts.TunnelPort).String())
+		t.listener, err = n.listenForTunnels(ctx, at)
 	}
 	if err != nil {
 		t.close()
