@@ -86,7 +86,7 @@ func TestWhatIsInUseStays(t *testing.T) {
 		t.Errorf("a refused deletion replaced the members %v by %v", members, got)
 	}
 	c.rewrite("network.yaml", "    delegation: sluice/gateways\n", "")
-	wantFailure(t, c.Sluice("apply", "-f", filepath.Join(c.Example, "network.yaml")), 2, "not delegated", "corp-bi")
+	wantFailure(t, c.Sluice("apply", "-f", filepath.Join(c.Example, "network.yaml")), 1, "delegation of subnet gateways can't be removed", "Gateway/corp-bi")
 	if got := c.value("select 2"); got != "2" {
 		t.Errorf("after the refusals: %q", got)
 	}
