@@ -120,9 +120,6 @@ func (t *trackedWriter) Write(p []byte) (int, error) {
 	return t.ResponseWriter.Write(p)
 }
 
-// timed is a request that says how long it may take.
-type timed interface{ limit() time.Duration }
-
 // answer makes a handler of a function from one JSON document to another.
 func answer[Req, Resp any](f func(context.Context, Req) (Resp, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {

@@ -2,7 +2,6 @@ package postgres
 
 import (
 	"context"
-	"errors"
 
 	"github.com/apache/arrow-adbc/go/adbc"
 
@@ -100,5 +99,3 @@ func (db *database) notImplemented(what string) error {
 	return errs.New(errs.Invalid, "the PostgreSQL connector does not offer %s: %w", what,
 		adbc.Error{Code: adbc.StatusNotImplemented, Msg: what}).On(db.cfg.object, "")
 }
-
-var errNoSQL = errors.New("no SQL was set")
