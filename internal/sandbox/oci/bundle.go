@@ -25,6 +25,7 @@ func (b bundle) pidFile() string  { return filepath.Join(string(b), "pid") }
 func (b bundle) log() string      { return filepath.Join(string(b), "log") }
 func (b bundle) toolLog() string  { return filepath.Join(string(b), "runtime.log") }
 func (b bundle) exitFile() string { return filepath.Join(string(b), "exit.json") }
+func (b bundle) bootMark() string { return filepath.Join(string(b), "booted") }
 
 // record is what a bundle keeps for later processes. It has no secret.
 type record struct {
@@ -64,6 +65,14 @@ func (b bundle) pid() int {
 		return 0
 	}
 	return pid
+}
+
+// markBooted notes that the sandbox has its boot data: its start is complete.
+func (b bundle) markBooted() error { return os.WriteFile(b.bootMark(), nil, 0o600) }
+
+func (b bundle) booted() bool {
+	_, err := os.Lstat(b.bootMark())
+	return err == nil
 }
 
 // exit reads what the watcher learned, if it did.

@@ -102,7 +102,7 @@ func (r *Runtime) Start(ctx context.Context, spec sandbox.Spec) error {
 	if err := r.checkSpec(spec); err != nil {
 		return err
 	}
-	if p := r.find(spec.ID); p != nil {
+	if p := r.ready(spec.ID); p != nil {
 		r.watch(spec.ID, p)
 		return nil
 	}
@@ -186,7 +186,7 @@ func (r *Runtime) state(id string) sandbox.State {
 	b := r.bundle(id)
 	rec := b.record()
 	st := sandbox.State{ID: id, Labels: rec.Labels}
-	if p := r.find(id); p != nil {
+	if p := r.ready(id); p != nil {
 		st.Running, st.PID = true, p.pid
 		r.watch(id, p)
 		if err := trimLog(b.log()); err != nil {
@@ -322,7 +322,7 @@ func (r *Runtime) records(id string) []string {
 // remove takes away everything of a sandbox, whatever state it is in; the bundle last,
 // so that an interrupted removal is still listed.
 func (r *Runtime) remove(ctx context.Context, id string) error {
-	if _, err := os.Stat(r.bundle(id).pidFile()); err != nil {
+	if !r.bundle(id).booted() {
 		// The start was interrupted: its runtime may be at work still.
 		if err := r.killRuntimes(ctx, id); err != nil {
 			return err

@@ -396,6 +396,30 @@ func TestCancelledStart(t *testing.T) {
 	}
 }
 
+// TestStartedByHalf starts a sandbox again whose first manager died before it had its boot data
+// for certain: the process that is there counts for nothing, whatever it is doing.
+func TestStartedByHalf(t *testing.T) {
+	t.Parallel()
+	r := newInstallation(t).manager(t)
+	s := spec(t, "m-1-7", sandboxtest.Command{Do: "sleep"})
+	sandboxtest.MustStart(t, r, s)
+	first, _ := sandboxtest.Get(t, r, s.ID)
+	if err := os.Remove(r.bundle(s.ID).bootMark()); err != nil {
+		t.Fatal(err)
+	}
+	half, ok := sandboxtest.Get(t, r, s.ID)
+	if !ok || half.Running || half.Exit.Reason != "its start was interrupted" {
+		t.Errorf("listed as %+v", half)
+	}
+	sandboxtest.MustStart(t, r, s)
+	if again, _ := sandboxtest.Get(t, r, s.ID); !again.Running || again.PID == first.PID {
+		t.Errorf("started as process %d, then as %+v", first.PID, again)
+	}
+	if inCgroup(first.PID, r.cgroup(s.ID)) {
+		t.Errorf("process %d lives on", first.PID)
+	}
+}
+
 // TestDamage stops sandboxes whose records were damaged.
 func TestDamage(t *testing.T) {
 	t.Parallel()

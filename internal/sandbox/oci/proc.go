@@ -175,7 +175,17 @@ func (p *proc) waitExec(ctx context.Context) bool {
 	return !p.ended()
 }
 
-// find returns the process of a sandbox that runs, or nil. The caller closes it.
+// ready returns the process of a sandbox whose start was completed and that runs, or nil.
+// The caller closes it.
+func (r *Runtime) ready(id string) *proc {
+	if !r.bundle(id).booted() {
+		return nil
+	}
+	return r.find(id)
+}
+
+// find returns the process of a sandbox, however far its start came, or nil. The caller
+// closes it.
 func (r *Runtime) find(id string) *proc {
 	pid := r.bundle(id).pid()
 	if pid == 0 {

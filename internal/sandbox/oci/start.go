@@ -59,8 +59,13 @@ func (r *Runtime) start(ctx context.Context, spec sandbox.Spec) (*proc, error) {
 		return nil, r.endedAtOnce(spec.ID, b)
 	}
 	// The boot data goes only to a process that is being watched: a sandbox whose host
-	// died before this point reads an empty pipe and ends by itself.
-	if err := writeBoot(ctx, bootWriter, spec.Boot); err != nil {
+	// died before this point reads an empty pipe and ends by itself, and until then counts
+	// as one whose start was interrupted.
+	err = writeBoot(ctx, bootWriter, spec.Boot)
+	if err == nil {
+		err = b.markBooted()
+	}
+	if err != nil {
 		p.close()
 		if errors.Is(err, unix.EPIPE) {
 			return nil, r.endedAtOnce(spec.ID, b)

@@ -72,7 +72,7 @@ func (r *Runtime) exitOf(id string, b bundle, rec record) sandbox.Exit {
 	exit, ok := b.exit()
 	switch {
 	case ok:
-	case b.pid() == 0:
+	case !b.booted():
 		exit = sandbox.Exit{Code: -1, Reason: "its start was interrupted"}
 	default:
 		exit = r.judge(id, rec, nil)

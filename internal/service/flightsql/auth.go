@@ -149,6 +149,9 @@ func (s *Server) Handshake(stream flight.FlightService_HandshakeServer) error {
 	if err := stream.SendHeader(bearer); err != nil {
 		return err
 	}
+	if payload == nil {
+		return nil // a client that reads one message and then the trailer must meet the end first
+	}
 	return stream.Send(&flight.HandshakeResponse{Payload: payload})
 }
 
