@@ -27,6 +27,7 @@ import (
 	"github.com/sluice-gateway/sluice/internal/memberapi"
 	"github.com/sluice-gateway/sluice/internal/sandbox/oci"
 	"github.com/sluice-gateway/sluice/internal/splice"
+	"github.com/sluice-gateway/sluice/internal/tunnel/relay"
 )
 
 // hostFlags configure what a host does to its machine.
@@ -130,6 +131,8 @@ type link struct {
 	address string
 	ca      []byte
 	token   core.Secret
+	// handover is set if the service is in this process.
+	handover *relay.Handover
 }
 
 func (l link) dial(ctx context.Context) (net.Conn, error) {
@@ -181,7 +184,7 @@ func runHost(ctx context.Context, f hostFlags, l link, log *slog.Logger) error {
 	defer m.splicer.Close()
 	h := host.New(host.Options{
 		Name: f.name, Installation: f.installation(), Network: m.network, Runtime: m.runtime, Splicer: m.splicer, ServiceName: identity.ServiceName, ServiceCA: l.ca,
-		DialService: l.dialTCP, Logger: log,
+		DialService: l.dialTCP, Handover: l.handover, Logger: log,
 		Dial: func(ctx context.Context) (net.Conn, error) {
 			conn, err := l.dial(ctx)
 			if err != nil {

@@ -224,14 +224,16 @@ func (s *runningService) announce(ctx context.Context) error {
 	return nil
 }
 
-// run serves until ctx ends or a listener fails.
-func (s *runningService) run(ctx context.Context) error {
+// run serves until ctx ends or a listener fails. The hosts address may have more listeners.
+func (s *runningService) run(ctx context.Context, hosts ...net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	serve := []func(context.Context) error{
-		func(ctx context.Context) error { return s.ingr.Serve(ctx, s.hostsL) },
 		s.http.Serve,
 		func(ctx context.Context) error { return s.flight.Serve(ctx, s.flightL) },
+	}
+	for _, l := range append(hosts, s.hostsL) {
+		serve = append(serve, func(ctx context.Context) error { return s.ingr.Serve(ctx, l) })
 	}
 	done := make(chan error, len(serve))
 	for _, f := range serve {

@@ -5,6 +5,8 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+
+	"github.com/sluice-gateway/sluice/internal/tunnel/relay"
 )
 
 func upCommand() *cobra.Command {
@@ -25,7 +27,8 @@ func upCommand() *cobra.Command {
 	return cmd
 }
 
-// up runs a service and a host that dials it, as two machines would.
+// up runs a service and a host that dials it, as two machines would, but for the members'
+// connections, which the host hands to the service as they are.
 func up(ctx context.Context, sf serviceFlags, hf hostFlags, ephemeral bool) error {
 	log, err := sf.log.logger(os.Stderr)
 	if err != nil {
@@ -44,10 +47,10 @@ func up(ctx context.Context, sf serviceFlags, hf hostFlags, ephemeral bool) erro
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	l := link{address: s.hostsL.Addr().String(), ca: s.ca.CertPEM(), token: s.token.Secret()}
+	l := link{address: s.hostsL.Addr().String(), ca: s.ca.CertPEM(), token: s.token.Secret(), handover: relay.NewHandover(s.hostsL.Addr())}
 	served := make(chan error, 1)
 	go func() {
-		served <- s.run(ctx)
+		served <- s.run(ctx, l.handover)
 		cancel()
 	}()
 	err = runHost(ctx, hf, l, log)

@@ -35,8 +35,10 @@ type Options struct {
 	// Dial makes the authenticated connection for goal states. Required.
 	Dial func(ctx context.Context) (net.Conn, error)
 	// DialService makes a plain connection to the service's hosts address, for the
-	// relay. Required.
+	// relay. Required, unless there is a Handover.
 	DialService func(ctx context.Context) (*net.TCPConn, error)
+	// Handover takes the members' connections to a service in this process. Optional.
+	Handover *relay.Handover
 	// Splicer joins the members' connections to the service. Required.
 	Splicer     *splice.Splicer
 	ServiceName string       // Required: the name in the service's certificate
@@ -56,6 +58,7 @@ type Host struct {
 	say  chan struct{} // capacity 1: there is something new to report
 	look chan struct{} // capacity 1: the goal state changed, NAT gateways with it perhaps
 
+	relay   *relay.Relay                        // set by Run
 	tunnels atomic.Pointer[map[netip.Addr]bool] // tunnel addresses of present ports
 
 	mu       sync.Mutex
@@ -118,10 +121,11 @@ func (h *Host) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("host: listen on the tunnels: %w", err)
 	}
-	rel, err := relay.New(relay.Options{Listener: listener, Dial: h.opts.DialService, Known: h.knowsTunnel, Splicer: h.opts.Splicer, Logger: h.log})
+	rel, err := relay.New(relay.Options{Listener: listener, Dial: h.opts.DialService, Handover: h.opts.Handover, Known: h.knowsTunnel, Splicer: h.opts.Splicer, Logger: h.log})
 	if err != nil {
 		return fmt.Errorf("host: %w", err)
 	}
+	h.relay = rel
 	ctx, cancel := context.WithCancelCause(ctx)
 	var wg sync.WaitGroup
 	wg.Go(func() { cancel(rel.Run(ctx)) })

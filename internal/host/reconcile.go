@@ -18,7 +18,6 @@ import (
 	"github.com/sluice-gateway/sluice/internal/hostnet"
 	"github.com/sluice-gateway/sluice/internal/memberapi"
 	"github.com/sluice-gateway/sluice/internal/sandbox"
-	"github.com/sluice-gateway/sluice/internal/tunnel/relay"
 )
 
 // Labels that a sandbox carries, so that a later process knows whose it is.
@@ -238,7 +237,7 @@ func (h *Host) forgetTunnels(old, now map[netip.Addr]bool) {
 		if now[addr] {
 			continue
 		}
-		if err := relay.Forget(h.opts.Splicer, addr); err != nil {
+		if err := h.relay.Forget(addr); err != nil {
 			h.log.Warn("connections of a member that is gone stay until they are noticed to be dead", "tunnelAddress", addr, "error", err)
 		}
 	}

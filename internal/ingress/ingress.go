@@ -155,7 +155,7 @@ func (s *Server) serve(ctx context.Context, raw net.Conn, web *web, handshaken f
 func (s *Server) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.opts.HandshakeTimeout)
 	defer cancel()
-	if tcp, ok := raw.(*net.TCPConn); ok {
+	if tcp, ok := raw.(socket); ok {
 		if err := tune(tcp); err != nil {
 			return nil, err
 		}
@@ -181,7 +181,7 @@ func (s *Server) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, error)
 const unacknowledged = 20 * time.Second
 
 // tune makes the kernel notice a peer that vanished, idle or not.
-func tune(c *net.TCPConn) error {
+func tune(c socket) error {
 	if err := splice.KeepAlive(c); err != nil {
 		return err
 	}

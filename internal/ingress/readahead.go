@@ -14,23 +14,31 @@ const aheadSize = 256 << 10
 // aheads holds the buffers between the reads that need them.
 var aheads = sync.Pool{New: func() any { b := make([]byte, aheadSize); return &b }}
 
+// socket is a TCP connection, or something that has one and counts.
+type socket interface {
+	net.Conn
+	syscall.Conn
+	SetKeepAliveConfig(net.KeepAliveConfig) error
+	SetLinger(sec int) error
+}
+
 // aheadConn is the TCP connection under a TLS one. TLS asks for about two records of
 // 16 KiB at a time; where more is there already, one system call takes it all. A
 // connection that waits for its peer holds no buffer. One goroutine reads at a time:
 // TLS sees to that.
 type aheadConn struct {
-	*net.TCPConn
+	socket
 	raw  syscall.RawConn
 	buf  *[]byte // nil: nothing was read ahead
 	rest []byte  // of *buf
 }
 
-func newAheadConn(c *net.TCPConn) (*aheadConn, error) {
+func newAheadConn(c socket) (*aheadConn, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	return &aheadConn{TCPConn: c, raw: raw}, nil
+	return &aheadConn{socket: c, raw: raw}, nil
 }
 
 // Read implements net.Conn.
@@ -38,7 +46,7 @@ func (c *aheadConn) Read(p []byte) (int, error) {
 	if c.buf != nil {
 		return c.take(p), nil
 	}
-	n, err := c.TCPConn.Read(p)
+	n, err := c.socket.Read(p)
 	if err == nil && n == len(p) {
 		c.ahead()
 	}

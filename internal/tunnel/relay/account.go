@@ -5,8 +5,6 @@ import (
 	"net"
 	"net/netip"
 	"strings"
-
-	"github.com/sluice-gateway/sluice/internal/splice"
 )
 
 // labels begins the label of a relayed connection, which names the member's address.
@@ -20,7 +18,12 @@ func addrOfLabel(label string) (netip.Addr, error) {
 }
 
 // Forget resets the connections of a member that is gone: its side would stay silent.
-func Forget(s *splice.Splicer, addr netip.Addr) error { return s.Clear(labelOf(addr)) }
+func (r *Relay) Forget(addr netip.Addr) error {
+	for _, c := range r.handedOf(addr) {
+		c.abort()
+	}
+	return r.opts.Splicer.Clear(labelOf(addr))
+}
 
 // addrOf is the tunnel address of a member's connection.
 func addrOf(c *net.TCPConn) netip.Addr {
@@ -105,6 +108,13 @@ func (r *Relay) Stats(ctx context.Context) (map[netip.Addr]Stats, error) {
 			if p.Label == labelOf(addr) {
 				s.ToService += p.AToB
 				s.ToMember += p.BToA
+			}
+		}
+		for c, of := range r.handed {
+			if of == addr {
+				up, down := carried(c.TCPConn)
+				s.ToService += up
+				s.ToMember += down
 			}
 		}
 		all[addr] = s

@@ -1,6 +1,7 @@
 // Package relay is the host's part of the tunnel: it accepts the TCP connections of the
 // members on their link-local interfaces, dials the service for each, and lets the
-// kernel move the bytes, which it can't read, since TLS runs from member to service.
+// kernel move the bytes, which it can't read, since TLS runs from member to service. To a
+// service in the same process it hands the connection itself.
 //
 // It owns its connections, their limits and their accounts. The host gives it the
 // listener and knows the members; nothing else uses it.
@@ -25,12 +26,14 @@ type Options struct {
 	// Listener is what the members' tunnels reach, and nothing else does. It must give
 	// *net.TCPConn. The relay closes it. Required.
 	Listener net.Listener
-	// Dial connects to the service's hosts address. Required.
+	// Dial connects to the service's hosts address. Required, unless there is a Handover.
 	Dial func(ctx context.Context) (*net.TCPConn, error)
 	// Known reports whether a tunnel address belongs to a present member. Required.
 	Known func(addr netip.Addr) bool
 	// Splicer joins the connections, and keeps them when the relay ends. Required.
-	Splicer      *splice.Splicer
+	Splicer *splice.Splicer
+	// Handover takes the connections to a service in this process. Optional.
+	Handover     *Handover
 	MaxPerMember int           // Default 128: connections at a time
 	DialTimeout  time.Duration // Default 5 s
 	Logger       *slog.Logger  // Default: none
@@ -51,6 +54,7 @@ type Relay struct {
 
 	mu      sync.Mutex
 	members map[netip.Addr]*account
+	handed  map[*Handed]netip.Addr
 }
 
 // account is one member's: what is over, and what is open.
@@ -61,8 +65,8 @@ type account struct {
 
 // New makes a relay that accepts nothing until Run.
 func New(opts Options) (*Relay, error) {
-	if opts.Listener == nil || opts.Dial == nil || opts.Known == nil || opts.Splicer == nil {
-		return nil, errs.New(errs.Internal, "relay.New: Listener, Dial, Known and Splicer are required")
+	if opts.Listener == nil || opts.Dial == nil && opts.Handover == nil || opts.Known == nil || opts.Splicer == nil {
+		return nil, errs.New(errs.Internal, "relay.New: Listener, Dial or Handover, Known and Splicer are required")
 	}
 	if opts.MaxPerMember == 0 {
 		opts.MaxPerMember = 128
@@ -73,7 +77,7 @@ func New(opts Options) (*Relay, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Relay{opts: opts, members: map[netip.Addr]*account{}}, nil
+	return &Relay{opts: opts, members: map[netip.Addr]*account{}, handed: map[*Handed]netip.Addr{}}, nil
 }
 
 // Run relays until ctx ends or the listener fails. Connections that are joined by then
@@ -148,6 +152,10 @@ func (r *Relay) serve(ctx context.Context, c net.Conn) {
 	addr, ok := r.enter(member)
 	if !ok {
 		abort(member)
+		return
+	}
+	if r.opts.Handover != nil {
+		r.handOver(ctx, addr, member)
 		return
 	}
 	pair, err := r.join(ctx, addr, member)
