@@ -22,6 +22,7 @@ import (
 	"github.com/sluice-gateway/sluice/internal/errs"
 	"github.com/sluice-gateway/sluice/internal/identity"
 	"github.com/sluice-gateway/sluice/internal/memberapi"
+	"github.com/sluice-gateway/sluice/internal/sockio"
 	"github.com/sluice-gateway/sluice/internal/splice"
 	"github.com/sluice-gateway/sluice/internal/tunnel"
 )
@@ -155,15 +156,15 @@ func (s *Server) serve(ctx context.Context, raw net.Conn, web *web, handshaken f
 func (s *Server) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.opts.HandshakeTimeout)
 	defer cancel()
-	if tcp, ok := raw.(socket); ok {
+	if tcp, ok := raw.(sockio.Socket); ok {
 		if err := tune(tcp); err != nil {
 			return nil, err
 		}
-		ahead, err := newAheadConn(tcp)
+		quick, err := sockio.New(tcp)
 		if err != nil {
 			return nil, err
 		}
-		raw = ahead
+		raw = &aheadConn{Conn: quick}
 	}
 	conn := tls.Server(raw, s.tls)
 	if err := conn.HandshakeContext(ctx); err != nil {
@@ -181,7 +182,7 @@ func (s *Server) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, error)
 const unacknowledged = 20 * time.Second
 
 // tune makes the kernel notice a peer that vanished, idle or not.
-func tune(c socket) error {
+func tune(c sockio.Socket) error {
 	if err := splice.KeepAlive(c); err != nil {
 		return err
 	}

@@ -9,6 +9,8 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"github.com/sluice-gateway/sluice/internal/sockio"
 )
 
 // pair is a TCP connection: the reading side, reading ahead, and its peer.
@@ -29,11 +31,11 @@ func pair(t *testing.T) (*aheadConn, *net.TCPConn) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	c, err := newAheadConn(conn)
+	quick, err := sockio.New(conn)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return c, peer.(*net.TCPConn)
+	return &aheadConn{Conn: quick}, peer.(*net.TCPConn)
 }
 
 func TestReadAheadGivesEveryByteOnce(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/sluice-gateway/sluice/internal/errs"
 	"github.com/sluice-gateway/sluice/internal/memberapi"
+	"github.com/sluice-gateway/sluice/internal/sockio"
 	"github.com/sluice-gateway/sluice/internal/splice"
 )
 
@@ -240,12 +241,17 @@ func (a *Agent) connect(ctx context.Context, alpn string) (*tls.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dial the relay: %w", err)
 	}
-	if tcp, ok := raw.(*net.TCPConn); ok {
+	if tcp, ok := raw.(sockio.Socket); ok {
 		if err := splice.KeepAlive(tcp); err != nil {
 			raw.Close()
 			return nil, fmt.Errorf("dial the relay: %w", err)
 		}
-		raw = &batchConn{TCPConn: tcp}
+		quick, err := sockio.New(tcp)
+		if err != nil {
+			raw.Close()
+			return nil, fmt.Errorf("dial the relay: %w", err)
+		}
+		raw = &batchConn{Conn: quick}
 	}
 	conn := tls.Client(raw, a.opts.TLS(alpn))
 	if err := conn.HandshakeContext(ctx); err != nil {

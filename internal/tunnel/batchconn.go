@@ -1,8 +1,9 @@
 package tunnel
 
 import (
-	"net"
 	"sync"
+
+	"github.com/sluice-gateway/sluice/internal/sockio"
 )
 
 // Sizes of batches. TLS writes each record of 16 KiB by itself; one system call for
@@ -18,7 +19,7 @@ var batches = sync.Pool{New: func() any { b := make([]byte, 0, batchSize+2*tlsRe
 // batchConn is the TCP connection under a TLS one. Between begin and end it gathers
 // what is written.
 type batchConn struct {
-	*net.TCPConn
+	*sockio.Conn
 
 	mu  sync.Mutex
 	buf *[]byte // nil outside of begin and end
@@ -35,7 +36,7 @@ func (c *batchConn) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.buf == nil {
-		return c.TCPConn.Write(p)
+		return c.Conn.Write(p)
 	}
 	*c.buf = append(*c.buf, p...)
 	if len(*c.buf) >= batchSize {
@@ -61,7 +62,7 @@ func (c *batchConn) flush() error {
 	if len(*c.buf) == 0 {
 		return nil
 	}
-	_, err := c.TCPConn.Write(*c.buf)
+	_, err := c.Conn.Write(*c.buf)
 	*c.buf = (*c.buf)[:0]
 	return err
 }

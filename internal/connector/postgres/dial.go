@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/sockio"
 )
 
 // stepFunc is told of each step of a connection that succeeded.
@@ -126,7 +127,7 @@ func (c *config) connectOne(ctx context.Context, addr string, shares int) (net.C
 	conn, err := new(net.Dialer).DialContext(one, "tcp", target)
 	switch {
 	case err == nil:
-		return conn, nil
+		return sockio.Quick(conn), nil
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		<-one.Done() // the dialler's timer may be a moment ahead of the context's
 		return nil, c.interrupted(one, errs.StepConnect, what)

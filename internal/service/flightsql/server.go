@@ -27,6 +27,7 @@ import (
 	"github.com/sluice-gateway/sluice/internal/errs"
 	"github.com/sluice-gateway/sluice/internal/service"
 	"github.com/sluice-gateway/sluice/internal/service/signin"
+	"github.com/sluice-gateway/sluice/internal/sockio"
 )
 
 // Names of headers and trailers, as gRPC spells them.
@@ -173,7 +174,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	g := grpc.NewServer(s.ServerOptions()...)
 	s.Register(g)
 	failed := make(chan error, 1)
-	go func() { failed <- g.Serve(l) }()
+	go func() { failed <- g.Serve(sockio.Listener{Listener: l}) }()
 	select {
 	case err := <-failed:
 		return errs.New(errs.Unavailable, "serve Flight SQL on %s: %w", l.Addr(), err)

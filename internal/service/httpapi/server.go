@@ -16,6 +16,7 @@ import (
 
 	"github.com/sluice-gateway/sluice/internal/errs"
 	"github.com/sluice-gateway/sluice/internal/service/signin"
+	"github.com/sluice-gateway/sluice/internal/sockio"
 )
 
 // ServerOptions say where a Server listens.
@@ -89,7 +90,11 @@ func listenTCP(opts ServerOptions) (net.Listener, error) {
 	if err := signin.CheckAddress(opts.Address, opts.TLS != nil, opts.AllowInsecure); err != nil {
 		return nil, err
 	}
-	return signin.Listen("tcp", opts.Address)
+	l, err := signin.Listen("tcp", opts.Address)
+	if err != nil {
+		return nil, err
+	}
+	return sockio.Listener{Listener: l}, nil
 }
 
 // listenUnix binds a socket for its owner. A socket that a dead process left is
