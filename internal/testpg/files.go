@@ -12,8 +12,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func (i *instance) data() string    { return filepath.Join(i.dir, "data") }
@@ -27,6 +30,29 @@ func (i *instance) command(name string, args ...string) *exec.Cmd {
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C.UTF-8", "TZ=UTC", "HOME=" + i.dir}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: i.cred, Setpgid: true}
 	return cmd
+}
+
+// launch starts a command in the server's network namespace. The thread that goes there
+// serves nothing else: it ends with its goroutine.
+func (i *instance) launch(cmd *exec.Cmd) error {
+	if i.netns == "" {
+		return cmd.Start()
+	}
+	f, err := os.Open(i.netns)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET)
+		if err == nil {
+			err = cmd.Start()
+		}
+		started <- err
+	}()
+	return <-started
 }
 
 // watchScript ends the server and removes its directory once standard input closes,

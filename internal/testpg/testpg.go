@@ -54,6 +54,7 @@ type Option func(*settings)
 
 type settings struct {
 	conf  []string
+	netns string
 	tls   []string // names in the certificate; nil: no TLS
 	hba   []string
 	users map[string]string
@@ -80,6 +81,15 @@ func WithUser(name, password string) Option {
 // WithHBA puts a line in front of pg_hba.conf.
 func WithHBA(line string) Option {
 	return func(s *settings) { s.hba = append(s.hba, line) }
+}
+
+// WithNetNS runs the server in the network namespace with this path, where it listens on
+// every address. Tests go on reaching it by its Unix socket.
+func WithNetNS(path string) Option {
+	return func(s *settings) {
+		s.netns = path
+		s.conf = append(s.conf, "listen_addresses = '*'")
+	}
 }
 
 // Start starts a server and stops it at the end of the test.
@@ -132,6 +142,7 @@ type instance struct {
 	cred   *syscall.Credential // nil unless the test runs as root
 	ca     string
 	users  map[string]string
+	netns  string // path of the network namespace that it runs in, "" for the test's
 	shared bool
 	watch  *os.File // the watching shell removes everything once this closes
 
@@ -148,7 +159,7 @@ func newInstance(opts []Option) (_ *instance, err error) {
 	if _, err := os.Stat(filepath.Join(binDir, "postgres")); err != nil {
 		return nil, fmt.Errorf("PostgreSQL 15 is not installed: apt-get install postgresql")
 	}
-	inst := &instance{users: set.users}
+	inst := &instance{users: set.users, netns: set.netns}
 	if inst.cred, err = credential(); err != nil {
 		return nil, err
 	}
@@ -250,7 +261,7 @@ func (i *instance) start() error {
 	defer log.Close()
 	cmd := i.command("postgres", "-D", i.data(), "-p", strconv.Itoa(i.port))
 	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
+	if err := i.launch(cmd); err != nil {
 		return err
 	}
 	done := make(chan struct{})

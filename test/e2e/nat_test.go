@@ -41,9 +41,8 @@ func newOutside(t *testing.T, port int, target string) *outside {
 	pid, n := os.Getpid(), int(outsides.Add(1))
 	id := fmt.Sprintf("%x-%x", pid&0xffff, n)
 	ns, near, far := "e2e-out-"+id, "e2eo"+id+"a", "e2eo"+id+"b"
-	// A /30 for each of two per process.
-	addr := func(end int) string { return fmt.Sprintf("198.%d.%d.%d", 18+n&1, pid>>6&0xff, pid&63*4+end) }
-	o := &outside{host: addr(1), server: addr(2)}
+	o := &outside{}
+	o.host, o.server = twoAddresses(n)
 	ip(t, "netns", "add", ns)
 	t.Cleanup(func() { ip(t, "netns", "del", ns) })
 	ip(t, "link", "add", near, "type", "veth", "peer", "name", far, "netns", ns)
@@ -60,6 +59,13 @@ func newOutside(t *testing.T, port int, target string) *outside {
 	}
 	forward(t, &noted{Listener: l, note: o.note}, target)
 	return o
+}
+
+// twoAddresses are those of the nth machine's /30: 16 for each process.
+func twoAddresses(n int) (host, server string) {
+	at := (os.Getpid()&0x7ff<<4 | n&0xf) * 4
+	addr := func(end int) string { return fmt.Sprintf("198.%d.%d.%d", 18+at>>16, at>>8&0xff, at&0xff+end) }
+	return addr(1), addr(2)
 }
 
 func (o *outside) note(addr net.Addr) {
@@ -91,24 +97,36 @@ func (n *noted) Accept() (net.Conn, error) {
 	return conn, err
 }
 
-// listenOutside listens in another network namespace. The thread that goes there never
-// serves anything else: it ends with its goroutine.
+// listenOutside listens in another network namespace.
 func listenOutside(ns, address string) (l net.Listener, err error) {
-	done := make(chan struct{})
+	err = inNetNS(ns, func() (err error) {
+		l, err = net.Listen("tcp4", address)
+		return err
+	})
+	return l, err
+}
+
+// inNetNS calls f in a network namespace; "" is that of the machine. The thread that goes
+// there never serves anything else: it ends with its goroutine.
+func inNetNS(ns string, f func() error) error {
+	done := make(chan error)
 	go func() {
-		defer close(done)
-		runtime.LockOSThread()
-		var f *os.File
-		if f, err = os.Open(ns); err != nil {
+		if ns == "" {
+			done <- f()
 			return
 		}
-		defer f.Close()
-		if err = unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err == nil {
-			l, err = net.Listen("tcp4", address)
+		runtime.LockOSThread()
+		at, err := os.Open(ns)
+		if err == nil {
+			defer at.Close()
+			err = unix.Setns(int(at.Fd()), unix.CLONE_NEWNET)
 		}
+		if err == nil {
+			err = f()
+		}
+		done <- err
 	}()
-	<-done
-	return l, err
+	return <-done
 }
 
 // TestThroughTheNATGateway reaches a data source outside the network.

@@ -1,0 +1,169 @@
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/sluice-gateway/sluice/internal/testpg"
+	"github.com/sluice-gateway/sluice/test/e2e/stack"
+	"golang.org/x/sys/unix"
+)
+
+// far is a machine beyond the host, with a database server of its own: a namespace, and
+// the host's end of a veth to it.
+type far struct {
+	ns     string // its name
+	near   string // the host's end
+	dev    string // its own end
+	id     string // for the names of what stands beside it
+	server string // its address
+	pg     *testpg.Server
+}
+
+func newFar(t *testing.T, address string) *far {
+	t.Helper()
+	return newFarNumber(t, outsides.Add(1), address)
+}
+
+func newFarNumber(t *testing.T, n int64, address string) *far {
+	t.Helper()
+	id := fmt.Sprintf("%x-%x", os.Getpid()&0xffff, n)
+	f := &far{ns: "e2e-far-" + id, near: "e2ef" + id + "a", dev: "e2ef" + id + "b", id: id}
+	f.server, _, _ = strings.Cut(address, "/")
+	ip(t, "netns", "add", f.ns)
+	t.Cleanup(func() { ip(t, "netns", "del", f.ns) })
+	ip(t, "link", "add", f.near, "type", "veth", "peer", "name", f.dev, "netns", f.ns)
+	ip(t, "link", "set", f.near, "up")
+	ip(t, "-n", f.ns, "link", "set", "lo", "up")
+	ip(t, "-n", f.ns, "link", "set", f.dev, "up")
+	ip(t, "-n", f.ns, "addr", "add", address, "dev", f.dev)
+	f.pg = startPG(t, testpg.WithNetNS("/run/netns/"+f.ns))
+	return f
+}
+
+// newFarOnTheHost is a machine that the host itself reaches, and forwards to.
+func newFarOnTheHost(t *testing.T) *far {
+	t.Helper()
+	n := outsides.Add(1)
+	host, server := twoAddresses(int(n))
+	f := newFarNumber(t, n, server+"/30")
+	ip(t, "addr", "add", host+"/30", "dev", f.near)
+	if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+f.near+"/forwarding", []byte("1"), 0); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// source is the data source that the machine's server is.
+func (f *far) source(name, host string) string {
+	return dataSource(name, host, f.pg.Port, "orders", "report", password)
+}
+
+// callers are the addresses of those who are connected to the server now.
+func (f *far) callers(t *testing.T) []string {
+	t.Helper()
+	var out []string
+	for _, row := range f.pg.Rows(t, "select distinct host(client_addr) from pg_stat_activity where client_addr is not null") {
+		out = append(out, row[0])
+	}
+	return out
+}
+
+// ask gives one query's answer without its header, or what went wrong.
+func ask(s *stack.Stack, source, sql string) (string, stack.Result) {
+	r := s.Sluice("query", "-s", source, "-o", "csv", "--timeout", "60s", sql)
+	_, rest, _ := strings.Cut(r.Out, "\r\n")
+	return strings.TrimSpace(rest), r
+}
+
+func wantAnswer(t *testing.T, s *stack.Stack, source, sql, want string) {
+	t.Helper()
+	if got, r := ask(s, source, sql); r.Exit != 0 || got != want {
+		t.Fatalf("%s on %s: %q, want %q; exit status %d\n%s", sql, source, got, want, r.Exit, r.Err)
+	}
+}
+
+// holder is the address of the only member.
+func holder(t *testing.T, s *stack.Stack) netip.Addr {
+	t.Helper()
+	return netip.MustParseAddr((&corp{Stack: s, t: t}).onlyMember().Address)
+}
+
+// What differs from look to look: a device's index and its peer's, a bridge's timers.
+var (
+	ownIndex = regexp.MustCompile(`^\d+: ([^:@]+)(@\S+)?: `)
+	timers   = regexp.MustCompile(`_timer +[0-9.]+`)
+)
+
+// describe prints how a device of the host is: name, state, addresses, routes.
+func describe(t *testing.T, dev string) string {
+	t.Helper()
+	var out strings.Builder
+	for _, args := range [][]string{{"-d", "addr", "show", "dev", dev}, {"route", "show", "table", "all", "dev", dev}} {
+		text, err := exec.Command("ip", args...).CombinedOutput()
+		if err != nil {
+			fmt.Fprintf(&out, "%s\n", err)
+		}
+		for line := range strings.Lines(string(text)) {
+			line = strings.TrimSpace(ownIndex.ReplaceAllString(strings.TrimSpace(line), "$1: "))
+			if !strings.Contains(line, "fe80::") && !strings.Contains(line, "valid_lft") && !strings.HasPrefix(line, "multicast") {
+				out.WriteString(timers.ReplaceAllString(line, "_timer") + "\n") // without what the kernel makes in its own time
+			}
+		}
+	}
+	return out.String()
+}
+
+// newTUN joins the host and a machine by a VPN: two TUN devices, and a program that
+// carries packets between them. It returns the name of the host's device.
+func newTUN(t *testing.T, f *far, addr string) string {
+	t.Helper()
+	name := "e2et" + f.id
+	ends := [2]*os.File{openTUN(t, "", name), openTUN(t, "/run/netns/"+f.ns, name)}
+	var work sync.WaitGroup
+	for i := range ends {
+		work.Go(func() {
+			buf := make([]byte, 65536)
+			for {
+				k, err := ends[i].Read(buf)
+				if err != nil {
+					return
+				}
+				_, _ = ends[1-i].Write(buf[:k])
+			}
+		})
+	}
+	t.Cleanup(func() { ends[0].Close(); ends[1].Close(); work.Wait() })
+	ip(t, "link", "set", name, "up")
+	ip(t, "-n", f.ns, "addr", "add", addr, "dev", name)
+	ip(t, "-n", f.ns, "link", "set", name, "up")
+	return name
+}
+
+func openTUN(t *testing.T, ns, name string) (f *os.File) {
+	t.Helper()
+	err := inNetNS(ns, func() error {
+		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return err
+		}
+		ifr, err := unix.NewIfreq(name)
+		if err == nil {
+			ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+			err = unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
+		}
+		f = os.NewFile(uintptr(fd), filepath.Join(ns, name))
+		return err
+	})
+	if err != nil {
+		t.Fatalf("make the TUN device %s: %v", name, err)
+	}
+	return f
+}
