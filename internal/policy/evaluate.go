@@ -23,6 +23,8 @@ type Evaluator struct {
 	groups    map[string]*group
 	routes    map[string][]EffectiveRoute // by subnet
 	peers     map[string]*Evaluator       // by name
+	host      string                      // on which the flows begin; "" where that is not known
+	holders   map[netip.Addr]string       // the host of the member that has an address
 }
 
 // NewEvaluator reads the rules of a virtual network. Resolvers are the addresses on which

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -57,7 +58,7 @@ func (q question) localRoute() string {
 	case reserved(s.Prefix, dst):
 		return fmt.Sprintf("%s%s is reserved in subnet %s", routeNone, dst, s.Name)
 	}
-	return "VnetLocal"
+	return cmp.Or(q.elsewhere(dst), "VnetLocal")
 }
 
 // endpointRoute is the route to a private endpoint, if the destination is one's address.

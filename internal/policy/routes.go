@@ -197,7 +197,7 @@ func (q question) applianceRoute(r EffectiveRoute) string {
 	case reserved(s.Prefix, a) || held || slices.Contains(q.resolvers, a):
 		return fmt.Sprintf("%s%s: no appliance can be there", routeNone, r)
 	}
-	return "VirtualAppliance " + r.Through
+	return cmp.Or(q.elsewhere(a), "VirtualAppliance "+r.Through)
 }
 
 // RouteMark is what members' packets carry from prerouting on where a subnet of their

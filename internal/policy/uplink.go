@@ -75,17 +75,23 @@ func (c *vnetCompiler) toUplinks() {
 	}
 }
 
-// uplinkOf finds the uplink with the longest prefix that an address is in.
-func (e *Evaluator) uplinkOf(a netip.Addr) (name string, ok bool) {
+// uplinkOf finds the uplink with the longest prefix that an address is in, one of the
+// host of the flow if there is any.
+func (e *Evaluator) uplinkOf(a netip.Addr) (found core.GoalUplink, ok bool) {
 	longest := -1
-	for _, u := range e.vnet.Uplinks {
-		for _, p := range u.Reaches() {
-			if p.Contains(a) && p.Bits() > longest {
-				name, longest = u.Name, p.Bits()
+	for _, here := range []bool{true, false} {
+		for _, u := range e.vnet.Uplinks {
+			for _, p := range u.Reaches() {
+				if (u.Host == e.host) == here && p.Contains(a) && p.Bits() > longest {
+					found, longest = u, p.Bits()
+				}
 			}
 		}
+		if longest >= 0 {
+			return found, true
+		}
 	}
-	return name, longest >= 0
+	return found, false
 }
 
 // inVirtualNetwork says that the tag VirtualNetwork matches an address.
@@ -97,6 +103,9 @@ func (e *Evaluator) inVirtualNetwork(a netip.Addr) bool {
 // uplinkRoute is the route to an address outside of the network that an uplink leads to.
 func (q question) uplinkRoute() (string, bool) {
 	dst := q.flow.Destination
-	name, ok := q.uplinkOf(dst)
-	return "Uplink " + name, ok && unroutable(dst) == ""
+	u, ok := q.uplinkOf(dst)
+	if q.host != "" && ok && u.Host != q.host {
+		return fmt.Sprintf("%suplink %s is one of host %s, the flow begins on host %s", routeNone, u.Name, u.Host, q.host), true
+	}
+	return "Uplink " + u.Name, ok && unroutable(dst) == ""
 }

@@ -48,27 +48,27 @@ func (s *Service) Check(ctx context.Context, in CheckInput) (CheckResult, error)
 		return effectiveRoutes(vnet, gw), nil
 	}
 	var out CheckResult
-	from := s.anyAddress(ref.UID, p.Tenant, vnet, gw.Subnet)
+	from := s.anyMember(ref.UID, p.Tenant, vnet, gw.Subnet)
 	if !in.Dry {
 		grant, err := s.opts.Fleet.Acquire(ctx, ref)
 		if err != nil {
 			return out, err
 		}
 		defer grant.Release()
-		from = grant.Member.Address
+		from = grant.Member
 		if out.Probe, err = s.probe(ctx, grant.Member, in); err != nil {
 			return out, err
 		}
 	}
-	out.Source = from.String()
+	out.Source = from.Address.String()
 	to, ok := destination(vnet, in.Host, out.Probe)
 	if !ok {
 		out.Reasons = append(out.Reasons, fmt.Sprintf("%s is in no private zone linked to VirtualNetwork/%s", in.Host, vnet.Name))
 		return out, nil
 	}
-	placement.AddMember(&vnet, gw, from) // it need not run yet
-	flow := policy.Flow{Source: from, Destination: to, Protocol: in.Protocol, DestinationPort: in.Port}
-	rules := s.evaluator(ctx, p.Tenant, vnet)
+	placement.AddMember(&vnet, gw, from.Address) // it need not run yet
+	flow := policy.Flow{Source: from.Address, Destination: to, Protocol: in.Protocol, DestinationPort: in.Port}
+	rules := s.evaluator(ctx, p.Tenant, vnet, from.Host)
 	verdict := rules.Evaluate(flow)
 	out.Destination, out.Allowed = to.String(), verdict.Allowed
 	for _, d := range verdict.Decisions {
@@ -146,19 +146,20 @@ func (s *Service) networkOf(ctx context.Context, t core.TenantID, gateway string
 	return placement.VNet(v, v.Spec.(*core.VirtualNetwork), sn.all, s.opts.Fleet.Members(t)), gw, nil
 }
 
-// anyAddress is where a member of the gateway is, or could be.
-func (s *Service) anyAddress(gatewayUID string, t core.TenantID, v core.GoalVNet, subnet string) netip.Addr {
+// anyMember is a member of the gateway or, if none runs, the address of one that could,
+// on no host yet.
+func (s *Service) anyMember(gatewayUID string, t core.TenantID, v core.GoalVNet, subnet string) core.Member {
 	for _, m := range s.opts.Fleet.Members(t) {
 		if m.GatewayUID == gatewayUID {
-			return m.Address
+			return m
 		}
 	}
 	for _, sub := range v.Subnets {
 		if sub.Name == subnet {
-			return placement.FirstAddress(sub.Prefix)
+			return core.Member{Address: placement.FirstAddress(sub.Prefix)}
 		}
 	}
-	return netip.Addr{}
+	return core.Member{}
 }
 
 // destination finds the address that a name stands for in the network.
@@ -208,7 +209,7 @@ func (s *Service) explain(ctx context.Context, t core.TenantID, m core.Member, s
 		return err
 	}
 	flow := policy.Flow{Source: m.Address, Destination: to, Protocol: core.ProtocolTCP, DestinationPort: port}
-	rules := s.evaluator(ctx, t, vnet)
+	rules := s.evaluator(ctx, t, vnet, m.Host)
 	verdict := rules.Evaluate(flow)
 	out := *e
 	if denial, denied := verdict.Denial(); denied {
@@ -238,7 +239,8 @@ func (s *Service) explainStep(ctx context.Context, source string, step *memberap
 	if err != nil {
 		return
 	}
-	m := core.Member{Gateway: tgt.gateway.Name, Address: s.anyAddress(tgt.gateway.UID, p.Tenant, vnet, gw.Subnet)}
+	m := s.anyMember(tgt.gateway.UID, p.Tenant, vnet, gw.Subnet)
+	m.Gateway = tgt.gateway.Name
 	e := errs.As(s.explain(ctx, p.Tenant, m, tgt.source, &errs.Error{
 		Class: errs.Unavailable, Message: step.Error, Hint: step.Hint, Step: step.Name,
 	}))

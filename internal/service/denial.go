@@ -70,7 +70,7 @@ func (s *Service) findDenial(ctx context.Context, t core.TenantID, m core.Member
 		return nil
 	}
 	placement.AddMember(&vnet, gw, m.Address)
-	rules := s.evaluator(ctx, t, vnet)
+	rules := s.evaluator(ctx, t, vnet, m.Host)
 	var out *denial
 	for _, to := range certainAddresses(vnet, gw, m, tgt.source, rules) {
 		verdict := rules.Evaluate(policy.Flow{Source: m.Address, Destination: to, Protocol: core.ProtocolTCP, DestinationPort: port})

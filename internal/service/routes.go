@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/sluice-gateway/sluice/internal/core"
@@ -18,23 +19,46 @@ type PeeringStatus struct {
 	Reason string            `json:"reason,omitempty"`
 }
 
-func peeringStatus(v *core.VirtualNetwork, sn *snapshot) []PeeringStatus {
+func peeringStatus(own core.Stored, v *core.VirtualNetwork, sn *snapshot, members []core.Member) []PeeringStatus {
 	var out []PeeringStatus
 	for _, p := range v.Peerings {
-		remote, _ := sn.byName[core.KindVirtualNetwork][p.Remote].Spec.(*core.VirtualNetwork)
+		stored := sn.byName[core.KindVirtualNetwork][p.Remote]
+		remote, _ := stored.Spec.(*core.VirtualNetwork)
 		st := PeeringStatus{Name: p.Name, Remote: p.Remote, State: v.StateOf(p, remote)}
 		if st.State != core.PeeringConnected {
 			st.Reason = fmt.Sprintf("VirtualNetwork/%s has no peering with remote %s", p.Remote, v.Name)
+		} else {
+			st.Reason = hostsApart(own, stored, members)
 		}
 		out = append(out, st)
 	}
 	return out
 }
 
+// hostsApart says that some members of two connected networks don't reach each other, or
+// "".
+func hostsApart(a, b core.Stored, members []core.Member) string {
+	of := map[string][]string{}
+	for _, m := range members {
+		if !slices.Contains(of[m.VNetUID], m.Host) {
+			of[m.VNetUID] = append(of[m.VNetUID], m.Host)
+		}
+	}
+	here, there := of[a.UID], of[b.UID]
+	if len(here) == 0 || len(there) == 0 || len(here) == 1 && slices.Equal(here, there) {
+		return ""
+	}
+	slices.Sort(here)
+	slices.Sort(there)
+	return fmt.Sprintf("its members are on %s, those of VirtualNetwork/%s on %s: members on different hosts don't reach each other; private endpoints are reached from each host",
+		strings.Join(here, ", "), b.Spec.ResourceName(), strings.Join(there, ", "))
+}
+
 // evaluator knows the rules and routes of a network, and the rules of those that it is
-// connected to.
-func (s *Service) evaluator(ctx context.Context, t core.TenantID, v core.GoalVNet) *policy.Evaluator {
-	out := policy.NewEvaluator(v, resolvers(v))
+// connected to, for flows that begin on a host; "" where nothing runs yet.
+func (s *Service) evaluator(ctx context.Context, t core.TenantID, v core.GoalVNet, host string) *policy.Evaluator {
+	out, members := policy.NewEvaluator(v, resolvers(v)), s.opts.Fleet.Members(t)
+	defer func() { out.On(host, members) }()
 	if len(v.Peers) == 0 {
 		return out
 	}
@@ -45,7 +69,7 @@ func (s *Service) evaluator(ctx context.Context, t core.TenantID, v core.GoalVNe
 	for _, p := range v.Peers {
 		r := sn.byName[core.KindVirtualNetwork][p.Name]
 		if spec, ok := r.Spec.(*core.VirtualNetwork); ok {
-			peer := placement.VNet(r, spec, sn.all, s.opts.Fleet.Members(t))
+			peer := placement.VNet(r, spec, sn.all, members)
 			out.AddPeer(peer, resolvers(peer))
 		}
 	}

@@ -92,6 +92,30 @@ func TestErrorNamesTheRoute(t *testing.T) {
 	}
 }
 
+func TestPeersOnDifferentHosts(t *testing.T) {
+	t.Parallel()
+	at := func(vnet, host string) core.Member { return core.Member{VNetUID: vnet, Host: host} }
+	hub := core.Stored{UID: "hub", Spec: &core.VirtualNetwork{Name: "hub"}}
+	const apart = "members on different hosts don't reach each other"
+	for name, c := range map[string]struct {
+		members []core.Member
+		want    string
+	}{
+		"nothing runs":       {nil, ""},
+		"one side runs":      {[]core.Member{at("corp", "h1"), at("corp", "h2")}, ""},
+		"on one host":        {[]core.Member{at("corp", "h1"), at("hub", "h1")}, ""},
+		"each on its own":    {[]core.Member{at("corp", "h1"), at("hub", "h2")}, "its members are on h1, those of VirtualNetwork/hub on h2: " + apart},
+		"some on one":        {[]core.Member{at("corp", "h2"), at("corp", "h1"), at("hub", "h1")}, "its members are on h1, h2, those of VirtualNetwork/hub on h1: " + apart},
+		"another network's":  {[]core.Member{at("corp", "h1"), at("hub", "h1"), at("lab", "h2")}, ""},
+		"both on both hosts": {[]core.Member{at("corp", "h1"), at("corp", "h2"), at("hub", "h1"), at("hub", "h2")}, apart},
+	} {
+		got := hostsApart(core.Stored{UID: "corp"}, hub, c.members)
+		if (got == "") != (c.want == "") || !strings.Contains(got, c.want) {
+			t.Errorf("%s: %q; want %q", name, got, c.want)
+		}
+	}
+}
+
 func TestStateOfAPeering(t *testing.T) {
 	t.Parallel()
 	for back, want := range map[bool]PeeringStatus{

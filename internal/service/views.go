@@ -178,7 +178,7 @@ func (s *Service) status(r core.Stored, sn *snapshot, holds []Link) any {
 	case *core.Gateway:
 		return s.gatewayStatus(r, base)
 	case *core.VirtualNetwork:
-		return vnetStatus(spec, base, holds, peeringStatus(spec, sn))
+		return vnetStatus(spec, base, holds, peeringStatus(r, spec, sn, s.opts.Fleet.Members(r.Tenant)))
 	}
 	return base
 }

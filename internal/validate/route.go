@@ -116,6 +116,7 @@ func (c *checker) peerings(v *core.VirtualNetwork) {
 			}
 		}
 		c.apart(field+".remote", v.Name, p.Remote)
+		c.uplinksOfPeers(field+".remote", v, p.Remote)
 	}
 }
 
@@ -132,12 +133,56 @@ func (c *checker) apart(field, first, second string) {
 	if !okA || !okB {
 		return // the reference is refused already
 	}
-	for _, p := range a.AddressSpace {
-		for _, q := range b.AddressSpace {
-			if p.IsValid() && q.IsValid() && p.Overlaps(q) {
-				c.bad(field, "%s of %s overlaps %s of %s: within a network and its peers no addresses may overlap", p, objectOf(a), q, objectOf(b))
-				return
+	c.overlapping(field, held(a), held(b))
+}
+
+// uplinksOfPeers refuses two networks of which one has behind an uplink what the other
+// has, itself or behind an uplink of its own. It says nothing about their own addresses.
+func (c *checker) uplinksOfPeers(field string, v *core.VirtualNetwork, name string) {
+	remote, ok := get[*core.VirtualNetwork](c.set, core.KindVirtualNetwork, name)
+	if !ok {
+		return // the reference is refused already
+	}
+	ours, theirs := behindUplinks(v), behindUplinks(remote)
+	if !c.overlapping(field, ours, append(held(remote), theirs...)) {
+		c.overlapping(field, held(v), theirs)
+	}
+}
+
+// whose is a prefix and what it belongs to.
+type whose struct {
+	prefix netip.Prefix
+	object string
+}
+
+// held lists what a network itself has.
+func held(v *core.VirtualNetwork) []whose {
+	var out []whose
+	for _, p := range v.AddressSpace {
+		out = append(out, whose{p, objectOf(v)})
+	}
+	return out
+}
+
+// behindUplinks lists what a network reaches by its uplinks.
+func behindUplinks(v *core.VirtualNetwork) []whose {
+	var out []whose
+	for _, u := range v.Uplinks {
+		for _, p := range u.Reaches() {
+			out = append(out, whose{p, "uplink " + u.Name + " of " + objectOf(v)})
+		}
+	}
+	return out
+}
+
+func (c *checker) overlapping(field string, first, second []whose) bool {
+	for _, p := range first {
+		for _, q := range second {
+			if p.prefix.IsValid() && q.prefix.IsValid() && p.prefix.Overlaps(q.prefix) {
+				c.bad(field, "%s of %s overlaps %s of %s: within a network and its peers no addresses may overlap", p.prefix, p.object, q.prefix, q.object)
+				return true
 			}
 		}
 	}
+	return false
 }

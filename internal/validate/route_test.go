@@ -60,6 +60,12 @@ func (w *world) peer(name, space string) {
 	})
 }
 
+// peerUplink gives the network that was added last an uplink.
+func (w *world) peerUplink(u core.Uplink) {
+	v := w.others[len(w.others)-1].(*core.VirtualNetwork)
+	v.Uplinks = append(v.Uplinks, u)
+}
+
 func TestPeerings(t *testing.T) {
 	run(t, map[string]testCase{
 		"two peers": {func(w *world) { w.peer("hub", "10.30.0.0/16"); w.peer("lab", "10.40.0.0/16") }, ""},
@@ -72,6 +78,28 @@ func TestPeerings(t *testing.T) {
 				"VirtualNetwork/hub peerings[0].remote: 10.20.128.0/17 of VirtualNetwork/hub overlaps 10.20.0.0/16 of VirtualNetwork/corp: within a network and its peers no addresses may overlap"},
 		"two peers with the same addresses": {func(w *world) { w.peer("hub", "10.30.0.0/16"); w.peer("lab", "10.30.1.0/24") },
 			"VirtualNetwork/corp peerings[1].remote: 10.30.1.0/24 of VirtualNetwork/lab overlaps 10.30.0.0/16 of VirtualNetwork/hub: within a network and its peers no addresses may overlap"},
+		"an uplink that leads to a peer's addresses": {func(w *world) {
+			w.peer("hub", "10.30.0.0/16")
+			w.vnet.Uplinks = []core.Uplink{joined(nil)}
+		}, "VirtualNetwork/corp peerings[0].remote: 10.0.0.0/8 of uplink plant of VirtualNetwork/corp overlaps 10.30.0.0/16 of VirtualNetwork/hub: within a network and its peers no addresses may overlap\n" +
+			"VirtualNetwork/hub peerings[0].remote: 10.30.0.0/16 of VirtualNetwork/hub overlaps 10.0.0.0/8 of uplink plant of VirtualNetwork/corp: within a network and its peers no addresses may overlap"},
+		"a peer's uplink that leads to the same": {func(w *world) {
+			w.peer("hub", "172.16.0.0/16")
+			w.vnet.Uplinks = []core.Uplink{joined(nil)}
+			w.peerUplink(joined(func(u *core.Uplink) {
+				u.Name, u.Host, u.Prefixes, u.Addressing.Network = "office", "vm-2", prefixes("10.7.0.0/16"), prefix("172.20.0.0/24")
+				u.Addressing.Address, u.Addressing.Gateway = netip.MustParseAddr("172.20.0.20"), netip.MustParseAddr("172.20.0.1")
+			}))
+		}, "VirtualNetwork/corp peerings[0].remote: 10.0.0.0/8 of uplink plant of VirtualNetwork/corp overlaps 10.7.0.0/16 of uplink office of VirtualNetwork/hub: within a network and its peers no addresses may overlap\n" +
+			"VirtualNetwork/hub peerings[0].remote: 10.7.0.0/16 of uplink office of VirtualNetwork/hub overlaps 10.0.0.0/8 of uplink plant of VirtualNetwork/corp: within a network and its peers no addresses may overlap"},
+		"peers with uplinks apart": {func(w *world) {
+			w.peer("hub", "172.16.0.0/16")
+			w.vnet.Uplinks = []core.Uplink{joined(nil)}
+			w.peerUplink(joined(func(u *core.Uplink) {
+				u.Host, u.Prefixes, u.Addressing.Network = "vm-2", nil, prefix("172.20.0.0/24")
+				u.Addressing.Address, u.Addressing.Gateway = netip.MustParseAddr("172.20.0.20"), netip.MustParseAddr("172.20.0.1")
+			}))
+		}, ""},
 		"one network twice": {func(w *world) {
 			w.peer("hub", "10.30.0.0/16")
 			w.vnet.Peerings = append(w.vnet.Peerings, core.Peering{Name: "again", Remote: "hub"})

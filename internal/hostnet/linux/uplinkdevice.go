@@ -173,7 +173,8 @@ func (n *Network) addVLAN(at *space, u core.Uplink, rec uplinkRecord) (netlink.L
 		err = errs.New(errs.Conflict, "the host has VLAN %d of %s already", u.VLAN.ID, u.VLAN.Parent).
 			WithHint("remove that device, or name it with device: in place of vlan:")
 	case errors.Is(err, unix.EOPNOTSUPP):
-		err = errs.New(errs.Unavailable, "the host's kernel makes no VLAN devices: %w", err).WithHint("modprobe 8021q")
+		err = errs.New(errs.Unavailable, "the host's kernel makes no VLAN devices: %w", err).
+			WithHint("modprobe 8021q; a kernel without CONFIG_VLAN_8021Q has none: have the switch or the hypervisor give the host an untagged device, and name that with device: or bridge:")
 	}
 	return nil, errors.Join(err, n.uplinkRecords().drop(rec))
 }

@@ -26,6 +26,9 @@ func TestUplinkRefusals(t *testing.T) {
 		"a macvlan on it": {func(l *lab) {
 			l.ip(l.host, "link", "add", "link", "lan0", "name", "mv0", "type", "macvlan")
 		}, onDevice, []string{"in use: the device mv0 stands on it", "mv0"}},
+		"no VLANs in the kernel": {withoutVLANs, func(u *core.Uplink) {
+			u.VLAN = core.UplinkVLAN{Parent: "lan0", ID: 7}
+		}, []string{"vlan 7 of lan0", "kernel makes no VLAN devices", "modprobe 8021q", "CONFIG_VLAN_8021Q"}},
 		"a parent that is down": {func(l *lab) { l.ip(l.host, "link", "set", "lan0", "down") }, func(u *core.Uplink) {
 			u.VLAN = core.UplinkVLAN{Parent: "lan0", ID: 7}
 		}, []string{"vlan 7 of lan0", "is down", "ip link set lan0 up"}},
@@ -52,6 +55,12 @@ func TestUplinkRefusals(t *testing.T) {
 				t.Errorf("a refused uplink changed the host (-was +is):\n%s", diff)
 			}
 		})
+	}
+}
+
+func withoutVLANs(l *lab) {
+	if l.tries(l.host, "link", "add", "link", "lan0", "name", "lan7", "type", "vlan", "id", "7") {
+		l.t.Skip("this kernel has VLAN devices")
 	}
 }
 
