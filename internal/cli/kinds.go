@@ -34,7 +34,7 @@ var kinds = []kind{
 	{"RouteTable", "routetables", []column{{"NAME", "name", nil}, {"ROUTES", "", routes}}},
 	{"PrivateDNSZone", "privatednszones", []column{{"NAME", "name", nil}, {"ZONE", "zone", nil}, {"VNETS", "vnets", nil}, {"RECORDS", "", count("records")}}},
 	{"PrivateEndpoint", "privateendpoints", []column{{"NAME", "name", nil}, {"VNET", "vnet", nil}, {"SUBNET", "subnet", nil}, {"ADDRESS", "address", nil}, {"TARGET", "target", nil}, {"DNS NAME", "dnsName", nil}}},
-	{"Gateway", "gateways", []column{{"NAME", "name", nil}, {"VNET", "vnet", nil}, {"SUBNET", "subnet", nil}, {"STATE", "status.state", nil}, {"MEMBERS", "", count("status.members")}, {"AUTO-PAUSE", "autoPause", nil}, {"REASON", "status.reason", nil}}},
+	{"Gateway", "gateways", []column{{"NAME", "name", nil}, {"VNET", "vnet", nil}, {"SUBNET", "subnet", nil}, {"STATE", "status.state", nil}, {"SINCE", "", when("status.since")}, {"MEMBERS", "", count("status.members")}, {"AUTO-PAUSE", "autoPause", nil}, {"REASON", "status.reason", nil}}},
 	{"DataSource", "datasources", []column{{"NAME", "name", nil}, {"TYPE", "type", nil}, {"GATEWAY", "gateway", nil}, {"HOST", "parameters.host", nil}, {"DATABASE", "parameters.database", nil}}},
 	{"Member", "members", []column{{"ID", "id", nil}, {"GATEWAY", "gateway", nil}, {"STATE", "state", nil}, {"ADDRESS", "address", nil}, {"HOST", "host", nil}, {"AGE", "", age("createdAt")}, {"REASON", "reason", nil}}},
 	{"Host", "hosts", []column{{"NAME", "name", nil}, {"CONNECTED", "connected", nil}, {"GOAL", "goalVersion", nil}, {"SEEN", "seenVersion", nil}, {"LAST SEEN", "", age("lastSeen")}, {"PROBLEMS", "problems", nil}}},

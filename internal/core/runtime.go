@@ -15,6 +15,9 @@ const (
 	MemberReady    MemberState = "ready"    // dialled back
 	MemberLeaving  MemberState = "leaving"  // taken out of the goal state, teardown not confirmed
 	MemberGone     MemberState = "gone"     // teardown confirmed, lease released
+	// MemberDraining is a ready member that takes no new queries and finishes those it has.
+	// It is shown, never stored: after a restart of the service such a member is ready.
+	MemberDraining MemberState = "draining"
 )
 
 // Member is one container of a gateway, from placement to confirmed teardown. ID is

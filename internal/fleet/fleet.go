@@ -51,10 +51,14 @@ type Fleet struct {
 	hosts   map[string]*session
 	wakes   map[string]*wake         // by gateway UID
 	pausing map[string]chan struct{} // by gateway UID; closed at the pause's end
+	lives   map[string]*life         // by gateway UID
 	changed chan struct{}            // closed and replaced at every change
 	dirty   map[string]bool
-	urgent  chan struct{} // capacity 1: keep has something to do now
+	unsaved []core.Transition         // oldest first
+	counted map[TransitionCount]int64 // since the start
+	urgent  chan struct{}             // capacity 1: keep has something to do now
 
+	saving  sync.Mutex // held while unsaved goes to the store; taken before mu
 	placing sync.Mutex // held while addresses change hands; taken before mu
 	spaces  *spaces    // under placing; nil: to be read from the store
 
@@ -67,8 +71,9 @@ type Fleet struct {
 type member struct {
 	core.Member
 	inflight       int
-	draining       bool   // takes no new queries
-	condemned      string // why it must go, until the store knows
+	told           core.MemberState // the state that was noted last
+	draining       bool             // takes no new queries
+	condemned      string           // why it must go, until the store knows
 	connected      bool
 	since          time.Time // of the last change between connected and not
 	leavingVersion int64     // the goal state in which it was first absent
@@ -94,7 +99,7 @@ func New(ctx context.Context, opts Options) (*Fleet, error) {
 	f := &Fleet{
 		opts: opts, log: opts.Logger,
 		live: map[string]*member{}, members: map[string]map[string]*member{},
-		hosts: map[string]*session{}, wakes: map[string]*wake{}, pausing: map[string]chan struct{}{},
+		hosts: map[string]*session{}, wakes: map[string]*wake{}, pausing: map[string]chan struct{}{}, lives: map[string]*life{}, counted: map[TransitionCount]int64{},
 		changed: make(chan struct{}), dirty: map[string]bool{}, urgent: make(chan struct{}, 1),
 	}
 	if err := f.load(ctx); err != nil {
@@ -122,7 +127,7 @@ func (f *Fleet) Close() {
 	}
 	f.mu.Unlock()
 	f.wg.Wait()
-	f.saveDirty()
+	f.save()
 }
 
 // load reads the members that an earlier process left. Whether they are connected
@@ -145,15 +150,28 @@ func (f *Fleet) load(ctx context.Context) error {
 		for _, h := range hosts {
 			version[h.Name] = h.GoalVersion
 		}
-		for _, m := range members {
+		if err := f.loadLives(tx); err != nil {
+			return err
+		}
+		for _, row := range members {
+			m := &member{Member: row, told: row.State, since: f.opts.Now(), leavingVersion: version[row.Host], expires: expires[key(row.ID, row.Generation)]}
+			f.enlist(m)
 			if m.State == core.MemberReady {
 				m.State = core.MemberInjected
 			}
-			f.enlist(&member{Member: m, since: f.opts.Now(), leavingVersion: version[m.Host], expires: expires[key(m.ID, m.Generation)]})
+		}
+		for _, m := range f.live {
+			f.settle(m, serviceStarted)
+		}
+		for _, l := range f.lives {
+			f.settleGateway(l)
 		}
 		return nil
 	})
 }
+
+// serviceStarted is the reason of what a new process finds.
+const serviceStarted = "the service was started again; whether the member is there shows when it dials back"
 
 // enlist begins to know a member. The caller holds mu, or has the fleet for itself.
 func (f *Fleet) enlist(m *member) {
@@ -178,6 +196,7 @@ func (f *Fleet) discharge(m *member) {
 // holds mu.
 func (f *Fleet) condemn(m *member, reason string) {
 	m.condemned = reason
+	f.settle(m, reason)
 	select {
 	case f.urgent <- struct{}{}:
 	default:
@@ -218,8 +237,11 @@ func (f *Fleet) Members(t core.TenantID) []core.Member {
 	for _, id := range slices.Sorted(maps.Keys(f.live)) {
 		if m := f.live[id]; t == "" || m.Tenant == t {
 			row := m.Member
-			if m.condemned != "" && row.State != core.MemberLeaving { // keep() is about to store it
+			switch {
+			case m.condemned != "" && row.State != core.MemberLeaving: // keep() is about to store it
 				row.State, row.Reason = core.MemberLeaving, m.condemned
+			case m.draining && row.State == core.MemberReady:
+				row.State = core.MemberDraining
 			}
 			out = append(out, row)
 		}
@@ -316,6 +338,10 @@ func (f *Fleet) setConnected(id string, generation int64, up bool, reason string
 	}
 	f.log.Info("member "+string(m.State), "member", id, "gateway", m.Gateway, "reason", reason)
 	f.dirty[id] = true
+	if up {
+		reason = "its tunnel is up"
+	}
+	f.settle(m, reason)
 	f.broadcast()
 }
 

@@ -365,6 +365,7 @@ func (f *Fleet) observe(m *member, o core.ObservedMember) {
 			m.injectedAt = f.opts.Now()
 		}
 		f.dirty[m.ID] = true
+		f.settle(m, "host "+m.Host+" reports it as running")
 	}
 }
 

@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"time"
 
@@ -54,10 +55,15 @@ func (f *Fleet) storeNew(ctx context.Context, gw GatewayRef) (m *member, everyon
 		f.enlist(m)
 		return nil
 	})
-	if err != nil && m != nil {
-		f.mu.Lock()
-		defer f.mu.Unlock()
+	if m == nil {
+		return nil, false, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err != nil {
 		f.discharge(m)
+	} else {
+		f.settle(m, fmt.Sprintf("on host %s with address %s", m.Host, m.Address))
 	}
 	return m, everyone, err
 }
@@ -122,6 +128,7 @@ func (f *Fleet) remove(ctx context.Context, m *member, reason string) error {
 		return nil
 	}
 	m.condemned = reason
+	f.settle(m, reason)
 	f.broadcast()
 	f.mu.Unlock()
 
@@ -143,6 +150,7 @@ func (f *Fleet) remove(ctx context.Context, m *member, reason string) error {
 	}
 	f.mu.Lock()
 	m.State, m.Reason, m.leavingVersion = core.MemberLeaving, reason, version
+	f.settle(m, reason)
 	f.pushFor(m.Host, everyone)
 	f.broadcast()
 	f.mu.Unlock()
@@ -192,6 +200,7 @@ func (f *Fleet) confirmGone(ctx context.Context, m *member, how end) error {
 	defer f.mu.Unlock()
 	m.State = core.MemberGone
 	f.discharge(m)
+	f.settle(m, how.reason)
 	f.log.Info("member gone", "member", m.ID, "gateway", m.Gateway, "address", m.Address, "reason", how.reason)
 	f.broadcast()
 	return nil
@@ -211,7 +220,7 @@ func (f *Fleet) keep() {
 		case <-tick.C:
 		case <-f.urgent:
 		}
-		f.saveDirty()
+		f.save()
 		f.renew(f.done)
 		for m, reason := range f.overdue() {
 			if err := f.remove(f.done, m, reason); err != nil {
@@ -247,9 +256,11 @@ func (f *Fleet) overdue() map[*member]string {
 	return out
 }
 
-// saveDirty writes the states that changed since it last ran. They are for people:
-// correctness rests on leaving and gone, which are written at once.
-func (f *Fleet) saveDirty() {
+// save writes the states that changed since it last ran, and the history. They are for
+// people: correctness rests on leaving and gone, which are written at once.
+func (f *Fleet) save() {
+	f.saving.Lock()
+	defer f.saving.Unlock()
 	f.mu.Lock()
 	var rows []core.Member
 	for id := range f.dirty {
@@ -258,8 +269,10 @@ func (f *Fleet) saveDirty() {
 		}
 	}
 	clear(f.dirty)
+	history := f.unsaved
+	f.unsaved = nil
 	f.mu.Unlock()
-	if len(rows) == 0 {
+	if len(rows)+len(history) == 0 {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -273,10 +286,13 @@ func (f *Fleet) saveDirty() {
 				return err
 			}
 		}
-		return nil
+		return tx.AppendTransitions(history)
 	})
 	if err != nil {
-		f.log.Warn("members' states could not be stored", "error", err)
+		f.log.Warn("states could not be stored", "error", err)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.unsaved = append(history, f.unsaved...)
 	}
 }
 
@@ -297,20 +313,7 @@ func (f *Fleet) sweep() {
 	before := maps.Clone(f.live)
 	f.mu.Unlock()
 	err := f.opts.Store.Read(f.done, func(tx store.Tx) error {
-		tenants, err := tx.ListTenants()
-		if err != nil {
-			return err
-		}
-		for _, t := range tenants {
-			set, err := tx.ListResources(t, core.KindGateway)
-			if err != nil {
-				return err
-			}
-			for _, g := range set {
-				gateways[g.UID] = true
-			}
-		}
-		return nil
+		return eachGateway(tx, func(ref GatewayRef, _ *core.Gateway) { gateways[ref.UID] = true })
 	})
 	if err != nil {
 		return // the next minute tries again
@@ -322,12 +325,23 @@ func (f *Fleet) sweep() {
 			f.condemn(m, "its gateway does not exist any more")
 		}
 	}
+	for uid := range f.lives {
+		if !gateways[uid] && len(f.members[uid]) == 0 && f.wakes[uid] == nil {
+			delete(f.lives, uid)
+		}
+	}
 	f.broadcast()
 }
+
+// keepHistory is for how long changes of state are kept.
+const keepHistory = 30 * 24 * time.Hour
 
 func (f *Fleet) purge(now time.Time) {
 	err := f.opts.Store.Write(f.done, func(tx store.Tx) error {
 		if err := tx.PurgeLeases(now); err != nil {
+			return err
+		}
+		if err := tx.PurgeTransitions(now.Add(-keepHistory)); err != nil {
 			return err
 		}
 		return tx.PurgeMembers(now.Add(-24 * time.Hour))

@@ -63,24 +63,35 @@ func (s *Service) Metrics() http.Handler {
 type fleetCollector struct{ svc *Service }
 
 var (
-	membersDesc = prometheus.NewDesc("sluice_members", "Members that exist, by state.", []string{"state"}, nil)
-	hostsDesc   = prometheus.NewDesc("sluice_hosts_connected", "Hosts that are connected.", nil, nil)
+	membersDesc     = prometheus.NewDesc("sluice_members", "Members that exist, by state.", []string{"state"}, nil)
+	gatewaysDesc    = prometheus.NewDesc("sluice_gateways", "Gateways that exist, by state.", []string{"state"}, nil)
+	transitionsDesc = prometheus.NewDesc("sluice_transitions_total", "Changes of state of gateways and members, by what caused them.", []string{"of", "event", "to"}, nil)
+	hostsDesc       = prometheus.NewDesc("sluice_hosts_connected", "Hosts that are connected.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (c *fleetCollector) Describe(out chan<- *prometheus.Desc) {
 	out <- membersDesc
+	out <- gatewaysDesc
+	out <- transitionsDesc
 	out <- hostsDesc
 }
 
 // Collect implements prometheus.Collector.
 func (c *fleetCollector) Collect(out chan<- prometheus.Metric) {
-	count := map[core.MemberState]int{core.MemberPlaced: 0, core.MemberInjected: 0, core.MemberReady: 0, core.MemberLeaving: 0}
+	count := map[core.MemberState]int{core.MemberPlaced: 0, core.MemberInjected: 0, core.MemberReady: 0, core.MemberDraining: 0, core.MemberLeaving: 0}
 	for _, m := range c.svc.opts.Fleet.Members("") {
 		count[m.State]++
 	}
 	for state, n := range count {
 		out <- prometheus.MustNewConstMetric(membersDesc, prometheus.GaugeValue, float64(n), string(state))
+	}
+	gateways := c.svc.opts.Fleet.GatewayStates()
+	for _, state := range []core.GatewayState{core.GatewayPaused, core.GatewayWaking, core.GatewayRunning, core.GatewayDraining, core.GatewayFailed} {
+		out <- prometheus.MustNewConstMetric(gatewaysDesc, prometheus.GaugeValue, float64(gateways[state]), string(state))
+	}
+	for t, n := range c.svc.opts.Fleet.Transitions() {
+		out <- prometheus.MustNewConstMetric(transitionsDesc, prometheus.CounterValue, float64(n), t.Of, t.Event, t.To)
 	}
 	out <- prometheus.MustNewConstMetric(hostsDesc, prometheus.GaugeValue, float64(len(c.svc.opts.Fleet.Hosts())))
 }

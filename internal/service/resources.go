@@ -416,11 +416,7 @@ func (s *Service) gatewayRef(ctx context.Context, t core.TenantID, name string) 
 // Wake implements Frontend.
 func (s *Service) Wake(ctx context.Context, gateway string) error {
 	return s.onGateway(ctx, "wake", gateway, func(ref fleet.GatewayRef) error {
-		grant, err := s.opts.Fleet.Acquire(ctx, ref)
-		if err == nil {
-			grant.Release()
-		}
-		return err
+		return s.opts.Fleet.Wake(ctx, ref, "woken by an administrator")
 	})
 }
 
@@ -437,11 +433,7 @@ func (s *Service) Restart(ctx context.Context, gateway string) error {
 		if err := s.opts.Fleet.Pause(ctx, ref, "restarted by an administrator"); err != nil {
 			return err
 		}
-		grant, err := s.opts.Fleet.Acquire(ctx, ref)
-		if err == nil {
-			grant.Release()
-		}
-		return err
+		return s.opts.Fleet.Wake(ctx, ref, "restarted by an administrator")
 	})
 }
 

@@ -2,7 +2,7 @@ package service
 
 import (
 	"context"
-	"slices"
+	"time"
 
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/errs"
@@ -29,9 +29,16 @@ type ResourceStatus struct {
 // GatewayStatus is the status of a gateway.
 type GatewayStatus struct {
 	ResourceStatus
-	State   string         `json:"state"` // Paused, Waking, Running, Draining
-	Reason  string         `json:"reason,omitempty"`
-	Members []MemberStatus `json:"members,omitempty"`
+	State   core.GatewayState `json:"state"`
+	Since   time.Time         `json:"since,omitzero"` // zero: it has never been anything else
+	Reason  string            `json:"reason,omitempty"`
+	Members []MemberStatus    `json:"members,omitempty"`
+	History []core.Transition `json:"history,omitempty"` // the newest first, the last 20
+}
+
+// MemberHistory is the status of a member that is shown by itself.
+type MemberHistory struct {
+	History []core.Transition `json:"history,omitempty"` // the newest first, the last 20
 }
 
 // MemberStatus is one member in the status of its gateway.
@@ -67,7 +74,7 @@ func (s *Service) List(ctx context.Context, kind string) ([]View, error) {
 	}
 	switch kind {
 	case KindMember:
-		return viewsOf(KindMember, s.opts.Fleet.Members(p.Tenant), func(m core.Member) string { return m.ID }), nil
+		return s.memberViews(ctx, p.Tenant)
 	case KindHost:
 		hosts, err := s.hosts(ctx)
 		return viewsOf(KindHost, hosts, func(h core.Host) string { return h.Name }), err
@@ -95,10 +102,17 @@ func (s *Service) List(ctx context.Context, kind string) ([]View, error) {
 		return nil, err
 	}
 	holds := links(sn.all, leases)
+	var lives map[string][]core.Transition
+	if kind == string(core.KindGateway) {
+		lives, err = s.opts.Fleet.History(ctx, store.TransitionFilter{Tenant: p.Tenant, Of: core.TransitionOfGateway})
+		if err != nil {
+			return nil, err
+		}
+	}
 	var out []View
 	for _, r := range sn.all {
 		if string(r.Spec.Kind()) == kind {
-			out = append(out, View{Kind: kind, Name: r.Spec.ResourceName(), Object: r.Spec, Status: s.status(r, sn, holds)})
+			out = append(out, View{Kind: kind, Name: r.Spec.ResourceName(), Object: r.Spec, Status: s.status(r, sn, holds, lives[r.UID])})
 		}
 	}
 	if kind == string(core.KindNATGateway) {
@@ -172,19 +186,20 @@ func (s *Service) hosts(ctx context.Context) ([]core.Host, error) {
 	return out, err
 }
 
-func (s *Service) status(r core.Stored, sn *snapshot, holds []Link) any {
+func (s *Service) status(r core.Stored, sn *snapshot, holds []Link, history []core.Transition) any {
 	base := ResourceStatus{UID: r.UID, Version: r.Version, Updated: r.UpdatedAt.UTC().Format("2006-01-02T15:04:05Z07:00")}
 	switch spec := r.Spec.(type) {
 	case *core.Gateway:
-		return s.gatewayStatus(r, base)
+		return s.gatewayStatus(r, base, history)
 	case *core.VirtualNetwork:
 		return vnetStatus(spec, base, holds, peeringStatus(r, spec, sn, s.opts.Fleet.Members(r.Tenant)))
 	}
 	return base
 }
 
-func (s *Service) gatewayStatus(r core.Stored, base ResourceStatus) GatewayStatus {
-	out := GatewayStatus{ResourceStatus: base, State: "Paused"}
+func (s *Service) gatewayStatus(r core.Stored, base ResourceStatus, history []core.Transition) GatewayStatus {
+	life := s.opts.Fleet.Life(r.UID)
+	out := GatewayStatus{ResourceStatus: base, State: life.State, Since: life.Since, Reason: life.Reason, History: history}
 	inflight := s.opts.Fleet.InFlight(r.UID)
 	for _, m := range s.opts.Fleet.Members(r.Tenant) {
 		if m.GatewayUID != r.UID {
@@ -193,19 +208,18 @@ func (s *Service) gatewayStatus(r core.Stored, base ResourceStatus) GatewayStatu
 		out.Members = append(out.Members, MemberStatus{
 			ID: m.ID, State: m.State, Address: m.Address.String(), Host: m.Host, InFlight: inflight[m.ID], Reason: m.Reason,
 		})
-		state := map[core.MemberState]string{
-			core.MemberPlaced: "Waking", core.MemberInjected: "Waking", core.MemberReady: "Running", core.MemberLeaving: "Draining",
-		}[m.State]
-		if rank(state) > rank(out.State) {
-			out.State, out.Reason = state, m.Reason
-		}
 	}
 	return out
 }
 
-// rank orders the states of a gateway's members: the best one is the gateway's.
-func rank(state string) int {
-	return slices.Index([]string{"Paused", "Draining", "Waking", "Running"}, state)
+// memberViews are the members of a tenant, each with its changes of state.
+func (s *Service) memberViews(ctx context.Context, t core.TenantID) ([]View, error) {
+	lives, err := s.opts.Fleet.History(ctx, store.TransitionFilter{Tenant: t, Of: core.TransitionOfMember})
+	out := viewsOf(KindMember, s.opts.Fleet.Members(t), func(m core.Member) string { return m.ID })
+	for i, v := range out {
+		out[i].Status = MemberHistory{lives[v.Name]}
+	}
+	return out, err
 }
 
 func vnetStatus(v *core.VirtualNetwork, base ResourceStatus, holds []Link, peerings []PeeringStatus) VNetStatus {

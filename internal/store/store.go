@@ -1,5 +1,5 @@
 // Package store is the contract of the service's state: resources, sealed secrets,
-// members, leases, hosts, the query log, tokens and the audit log.
+// members, leases, hosts, the query log, changes of state, tokens and the audit log.
 //
 // It holds types only. sqlite/ keeps it in one file; storetest/ is the suite that
 // every implementation must pass. Invariants (one owner per address, one name per
@@ -34,6 +34,7 @@ type Tx interface {
 	Leases
 	Hosts
 	Queries
+	History
 	Access
 }
 
@@ -121,6 +122,26 @@ type Queries interface {
 	// InterruptQueries marks every running query as interrupted, with the reason.
 	InterruptQueries(at time.Time, reason string) (int64, error)
 	PurgeQueries(before time.Time) error
+}
+
+// TransitionFilter selects changes of state; zero fields don't filter.
+type TransitionFilter struct {
+	Tenant core.TenantID
+	Of     string // core.TransitionOfGateway or core.TransitionOfMember
+	UID    string
+	// Last is how many of each object to return. Default 20.
+	Last int
+}
+
+// History is the changes of state of gateways and members.
+type History interface {
+	AppendTransitions(ts []core.Transition) error
+	// ListTransitions returns the newest first, each object's in the order in which they
+	// were appended.
+	ListTransitions(f TransitionFilter) ([]core.Transition, error)
+	// PurgeTransitions deletes those from before a time, but each gateway's newest, which
+	// says how it stands.
+	PurgeTransitions(before time.Time) error
 }
 
 // AuditEntry is one administrative act. It holds no secret. ID is given by the store.

@@ -26,7 +26,7 @@ import (
 func Run(t *testing.T, open func(t *testing.T) store.Store) {
 	for _, group := range []map[string]func(h *harness){
 		transactions(), endings(), resources(), resourcesApart(), secrets(), members(), tunnelAddresses(),
-		joinHashes(), joinRefusals(), leases(), renewals(), quarantines(), hosts(), queries(), queryEnds(), access(), audits(),
+		joinHashes(), joinRefusals(), leases(), renewals(), quarantines(), hosts(), queries(), queryEnds(), histories(), access(), audits(),
 	} {
 		for name, test := range group {
 			t.Run(name, func(t *testing.T) {
