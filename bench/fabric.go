@@ -29,6 +29,7 @@ const (
 // fabric is a host's network without a host: namespaces of its own stand for the host
 // and for the world, so that nothing of this machine's network takes part.
 type fabric struct {
+	id          string
 	net         *linux.Network
 	host, world string
 }
@@ -39,7 +40,7 @@ func newFabric(t *tb, bucketsFrom int) (*fabric, error) {
 	var id [4]byte
 	_, _ = rand.Read(id[:]) // never fails
 	instance := hex.EncodeToString(id[:])
-	f := &fabric{}
+	f := &fabric{id: instance}
 	state, err := os.MkdirTemp("", "sluice-bench-net-")
 	if err != nil {
 		return nil, err
@@ -51,7 +52,7 @@ func newFabric(t *tb, bucketsFrom int) (*fabric, error) {
 	if f.world, err = space(t, "sluicebench-"+instance+"-w"); err != nil {
 		return nil, err
 	}
-	if err := connect(f.host, fabricHost, f.world, fabricWorld); err != nil {
+	if err := connect("up0", f.host, fabricHost, f.world, fabricWorld); err != nil {
 		return nil, err
 	}
 	if err := ip(f.host, "route", "add", "default", "via", fabricWorld); err != nil {
@@ -82,17 +83,50 @@ func space(t *tb, name string) (string, error) {
 }
 
 // connect joins two namespaces with a veth pair.
-func connect(a, addrA, b, addrB string) error {
-	err := ip(a, "link", "add", "up0", "type", "veth", "peer", "name", "up0", "netns", filepath.Base(b))
+func connect(link, a, addrA, b, addrB string) error {
+	err := ip(a, "link", "add", link, "type", "veth", "peer", "name", link, "netns", filepath.Base(b))
 	for _, end := range [][2]string{{a, addrA}, {b, addrB}} {
 		if err == nil {
-			err = ip(end[0], "addr", "add", end[1]+"/24", "dev", "up0")
+			err = ip(end[0], "addr", "add", end[1]+"/24", "dev", link)
 		}
 		if err == nil {
-			err = ip(end[0], "link", "set", "up0", "up")
+			err = ip(end[0], "link", "set", link, "up")
 		}
 	}
 	return err
+}
+
+// bareWay makes as many namespaces as a member's packets pass on their way to the world,
+// joined by veth pairs and forwarding, with nothing else in them. It returns the first,
+// the last, and an address of the last.
+func bareWay(t *tb, id string) (from, to, addr string, err error) {
+	const hops = 4 // member – network – NAT gateway – host – world
+	at := make([]string, hops+1)
+	for i := range at {
+		if at[i], err = space(t, fmt.Sprintf("sluicebench-%s-%d", id, i)); err != nil {
+			return "", "", "", err
+		}
+		err = inside(at[i], func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0) })
+		if err != nil {
+			return "", "", "", err
+		}
+	}
+	near := func(i int) string { return fmt.Sprintf("198.18.%d.1", 10+i) } // ends of the i-th pair
+	far := func(i int) string { return fmt.Sprintf("198.18.%d.2", 10+i) }
+	for i := range hops {
+		if err == nil {
+			err = connect(fmt.Sprint("v", i), at[i], near(i), at[i+1], far(i))
+		}
+	}
+	for i := range hops {
+		if err == nil && i < hops-1 {
+			err = ip(at[i], "route", "add", "default", "via", far(i))
+		}
+		if err == nil && i > 0 {
+			err = ip(at[i+1], "route", "add", near(0), "via", near(i))
+		}
+	}
+	return at[0], at[hops], far(hops - 1), err
 }
 
 func ip(space string, args ...string) error {

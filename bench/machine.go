@@ -22,6 +22,7 @@ type facts struct {
 	Runc     string `json:"runc"`
 	Postgres string `json:"postgres"`
 	SSH      string `json:"ssh"`
+	TCP      string `json:"tcp"`        // the congestion control that new connections get
 	Load     string `json:"loadBefore"` // before anything of this run was started
 }
 
@@ -30,7 +31,7 @@ func machineFacts() facts {
 		Cores: runtime.NumCPU(), Go: runtime.Version(), Load: loadAverage(),
 		System: fileField("/etc/os-release", "PRETTY_NAME", "="), CPU: fileField("/proc/cpuinfo", "model name", ":"),
 		Version: said("git", "describe", "--tags", "--always", "--dirty"), Runc: said("runc", "--version"),
-		Postgres: said("psql", "--version"), SSH: said("ssh", "-V"),
+		Postgres: said("psql", "--version"), SSH: said("ssh", "-V"), TCP: fileField("/proc/sys/net/ipv4/tcp_congestion_control", "", ""),
 	}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
@@ -45,8 +46,8 @@ func machineFacts() facts {
 
 // String implements fmt.Stringer.
 func (f facts) String() string {
-	return fmt.Sprintf("%s, Linux %s, %d cores (%s), %d MB, %s, %s, load before: %s",
-		f.System, f.Kernel, f.Cores, f.CPU, f.MemoryMB, f.Go, f.Version, f.Load)
+	return fmt.Sprintf("%s, Linux %s, %d cores (%s), %d MB, TCP %s, %s, %s, load before: %s",
+		f.System, f.Kernel, f.Cores, f.CPU, f.MemoryMB, f.TCP, f.Go, f.Version, f.Load)
 }
 
 // said is the first line that a program prints.

@@ -20,6 +20,8 @@ const (
 	logged    = "flow log on"
 	unlogged  = "flow log off"
 	natPath   = "NSG and NAT gateway"
+	barePath  = "the same hops without rules"
+	tunnel    = "the tunnel"
 	plainVeth = "plain veth"
 )
 
@@ -126,7 +128,8 @@ func connections(from, to string, at netip.AddrPort, n int) (float64, error) {
 }
 
 // throughput sends one stream from a member through its NSG and its NAT gateway to the
-// world, and over a veth pair.
+// world, over its tunnel, over a veth pair, and through as many namespaces as its way out
+// has: what is between the last two is the price of hops, not of rules.
 func (b *packetRun) throughput(ctx context.Context) ([]row, error) {
 	f, err := newFabric(b.env.t, 0)
 	if err != nil {
@@ -143,16 +146,35 @@ func (b *packetRun) throughput(ctx context.Context) ([]row, error) {
 			return err
 		}}
 	}
+	bareFrom, bareTo, bareAddr, err := bareWay(b.env.t, f.id)
+	if err != nil {
+		return nil, err
+	}
+	relay, err := f.net.TunnelListener()
+	if err != nil {
+		return nil, err
+	}
 	// The host's and the world's stand-ins are joined by nothing but a veth pair.
 	ways := []way{
 		send(natPath, spaces[0], f.world, fabricWorld+":7000"),
 		send(plainVeth, f.host, f.world, fabricWorld+":7000"),
+		send(barePath, bareFrom, bareTo, bareAddr+":7000"),
+		{tunnel, func(context.Context) error {
+			rate, err := streamTo(relay.(*net.TCPListener), spaces[0], b.env.scale.StreamMB<<20)
+			b.samples.add("one stream: "+tunnel, "MB/s", rate/1e6)
+			return err
+		}},
 	}
 	if err := alternate(ctx, b.env.scale.PacketRounds, ways); err != nil {
 		return nil, err
 	}
 	r := b.compare("one stream", "one stream: ", natPath, plainVeth, "MB/s")
-	return []row{r.goal("≥ 0.95", *r.Ratio >= 0.95)}, nil
+	return []row{
+		r.goal("≥ 0.95", *r.Ratio >= 0.95),
+		b.compare("one stream", "one stream: ", natPath, barePath, "MB/s"),
+		b.compare("one stream", "one stream: ", barePath, plainVeth, "MB/s"),
+		b.compare("one stream", "one stream: ", tunnel, plainVeth, "MB/s"),
+	}, nil
 }
 
 // stream sends n bytes and returns how many a second arrived.
@@ -162,9 +184,13 @@ func stream(from, to, addr string, n int64) (float64, error) {
 		return 0, err
 	}
 	defer server.Close()
+	return streamTo(server, from, n)
+}
+
+func streamTo(server *net.TCPListener, from string, n int64) (float64, error) {
 	var conn net.Conn
 	if err := inside(from, func() (err error) {
-		conn, err = net.DialTimeout("tcp4", addr, 5*time.Second)
+		conn, err = net.DialTimeout("tcp4", server.Addr().String(), 5*time.Second)
 		return err
 	}); err != nil {
 		return 0, err

@@ -137,10 +137,25 @@ func raise(e end, seen netlink.Link) (netlink.Link, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := e.widen(l); err != nil {
+		return nil, err
+	}
 	if l.Attrs().Flags&net.FlagUp == 0 {
 		return l, e.at.nl.LinkSetUp(l)
 	}
 	return l, nil
+}
+
+// widen lets an end send segments as large as a veth carries, not 64 KiB: fewer and
+// larger ones are what makes a stream within this machine faster. A member's eth0 keeps
+// 64 KiB: what it sends may leave by a device that carries no more, before which the
+// kernel would cut each larger one into single packets. Kernels before 6.3 don't know it.
+func (e end) widen(l netlink.Link) error {
+	at := l.Attrs()
+	if e.name == ethName || at.GSOIPv4MaxSize == 0 || at.GSOIPv4MaxSize >= at.TSOMaxSize {
+		return nil
+	}
+	return e.at.nl.LinkSetGSOIPv4MaxSize(l, int(at.TSOMaxSize))
 }
 
 func operational(l netlink.Link) bool { return l.Attrs().OperState == netlink.OperUp }
