@@ -8,6 +8,8 @@ type Gateway struct {
 	Members   MemberRange `json:"members,omitzero"`
 	AutoPause Duration    `json:"autoPause,omitempty"` // default 30m
 	Size      MemberSize  `json:"size,omitzero"`
+	// Classes are the limits of its queries; Limits has the defaults.
+	Classes Classes `json:"classes,omitzero"`
 	// NetworkSecurityGroup applies to each member's interface, beside the subnet's.
 	NetworkSecurityGroup string `json:"networkSecurityGroup,omitempty"`
 	// ApplicationSecurityGroups that its members' addresses belong to.

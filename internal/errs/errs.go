@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // Class says what kind of failure an error is.
@@ -34,6 +35,7 @@ const (
 // The steps of a query at which it can fail, as errors name them.
 const (
 	StepAdmit   = "admit"   // authenticate, find the data source, check the request
+	StepQueue   = "queue"   // wait until a member of the gateway has room
 	StepWake    = "wake"    // lease an address, inject a member, wait until it dialled back
 	StepTunnel  = "tunnel"  // reach the member
 	StepResolve = "resolve" // resolve the data source's name
@@ -58,6 +60,9 @@ type Error struct {
 	// SQLState and Position (in characters, from 1) are the data source's own.
 	SQLState string `json:"sqlState,omitempty"`
 	Position int    `json:"position,omitempty"`
+	// RetryAfterMS is after how many milliseconds it is worth trying again, 0 where nothing
+	// is known.
+	RetryAfterMS int64 `json:"retryAfterMs,omitempty"`
 
 	cause error
 }
@@ -82,6 +87,12 @@ func (e *Error) WithHint(format string, args ...any) *Error {
 
 // WithStep sets the step and returns e.
 func (e *Error) WithStep(step string) *Error { e.Step = step; return e }
+
+// WithRetryAfter sets after what time it is worth trying again and returns e.
+func (e *Error) WithRetryAfter(d time.Duration) *Error {
+	e.RetryAfterMS = d.Milliseconds()
+	return e
+}
 
 // On sets what the error is about and returns e. Field may be empty.
 func (e *Error) On(object, field string) *Error {

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sluice-gateway/sluice/internal/admission"
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/errs"
 	"github.com/sluice-gateway/sluice/internal/store"
@@ -50,6 +51,8 @@ type Fleet struct {
 	members map[string]map[string]*member // the same, by gateway UID
 	hosts   map[string]*session
 	wakes   map[string]*wake         // by gateway UID
+	gates   map[string]*gate         // by gateway UID
+	queued  int                      // requests that wait at a gate
 	pausing map[string]chan struct{} // by gateway UID; closed at the pause's end
 	lives   map[string]*life         // by gateway UID
 	changed chan struct{}            // closed and replaced at every change
@@ -71,6 +74,8 @@ type Fleet struct {
 type member struct {
 	core.Member
 	inflight       int
+	work           []*Work // what is in flight
+	pace           admission.Pace
 	told           core.MemberState // the state that was noted last
 	draining       bool             // takes no new queries
 	condemned      string           // why it must go, until the store knows
@@ -99,7 +104,7 @@ func New(ctx context.Context, opts Options) (*Fleet, error) {
 	f := &Fleet{
 		opts: opts, log: opts.Logger,
 		live: map[string]*member{}, members: map[string]map[string]*member{},
-		hosts: map[string]*session{}, wakes: map[string]*wake{}, pausing: map[string]chan struct{}{}, lives: map[string]*life{}, counted: map[TransitionCount]int64{},
+		hosts: map[string]*session{}, wakes: map[string]*wake{}, gates: map[string]*gate{}, pausing: map[string]chan struct{}{}, lives: map[string]*life{}, counted: map[TransitionCount]int64{},
 		changed: make(chan struct{}), dirty: map[string]bool{}, urgent: make(chan struct{}, 1),
 	}
 	if err := f.load(ctx); err != nil {
@@ -204,8 +209,10 @@ func (f *Fleet) condemn(m *member, reason string) {
 	f.broadcast()
 }
 
-// broadcast wakes everyone who waits for a change. The caller holds mu.
+// broadcast wakes everyone who waits for a change, and serves queries that wait for one.
+// The caller holds mu.
 func (f *Fleet) broadcast() {
+	f.dispatchAll()
 	close(f.changed)
 	f.changed = make(chan struct{})
 }

@@ -14,9 +14,9 @@ import (
 
 // wake is one injection that any number of queries wait for.
 type wake struct {
-	done   chan struct{}
-	err    error
-	phases []core.Phase
+	begun time.Time
+	done  chan struct{}
+	err   error
 }
 
 // Wake brings a gateway up, for the reason given, and waits until a member is ready.
@@ -32,11 +32,16 @@ func (f *Fleet) Wake(ctx context.Context, gw GatewayRef, reason string) error {
 				return w.err
 			}
 		case <-ctx.Done():
-			return waitError(ctx, gw)
+			return notAwake(ctx, gw)
 		case <-f.done.Done():
 			return errs.New(errs.Unavailable, "the service is stopping").WithStep(errs.StepWake)
 		}
 	}
+}
+
+func notAwake(ctx context.Context, gw GatewayRef) error {
+	e := errs.As(context.Cause(ctx))
+	return errs.New(e.Class, "gateway %s was not awake in time: %w", gw.Name, e).WithStep(errs.StepWake)
 }
 
 // wakeUnlessReady returns what to wait for until the gateway has a member that is ready, or
@@ -60,7 +65,7 @@ func (f *Fleet) wakeFor(gw GatewayRef, reason string) *wake {
 	if w != nil {
 		return w
 	}
-	w = &wake{done: make(chan struct{})}
+	w = &wake{begun: f.opts.Now(), done: make(chan struct{})}
 	f.wakes[gw.UID] = w
 	l := f.life(gw)
 	l.failed, l.cause = false, reason
@@ -92,7 +97,7 @@ func clip(phases []core.Phase, waited time.Duration) []core.Phase {
 // runWake brings one member of the gateway up, or says why not.
 func (f *Fleet) runWake(gw GatewayRef, w *wake) {
 	defer f.wg.Done()
-	w.phases, w.err = f.wakeUp(gw)
+	w.err = f.wakeUp(gw)
 	if w.err != nil {
 		f.log.Warn("wake failed", "gateway", gw.Name, "error", w.err)
 	}
@@ -103,19 +108,21 @@ func (f *Fleet) runWake(gw GatewayRef, w *wake) {
 		l.failed, l.cause = true, w.err.Error()
 	}
 	f.settleGateway(l)
+	if g := f.gateOf(gw); w.err != nil && f.usable(gw.UID) == 0 {
+		f.failAll(g, w.err)
+	} else {
+		f.dispatch(g)
+	}
 	f.mu.Unlock()
 	close(w.done)
 }
 
 // wakeUp waits for a member that is on its way already; if there is none, or it does
 // not arrive, it places one.
-func (f *Fleet) wakeUp(gw GatewayRef) ([]core.Phase, error) {
-	start := f.opts.Now()
+func (f *Fleet) wakeUp(gw GatewayRef) error {
 	if m := f.starting(gw.UID); m != nil {
-		if err := f.waitReady(gw, m); err == nil {
-			return f.wakePhases(start, m), nil
-		} else if f.done.Err() != nil {
-			return nil, err
+		if err := f.waitReady(gw, m); err == nil || f.done.Err() != nil {
+			return err
 		}
 		f.waitPaused(gw.UID, m) // nothing is placed while the gateway is paused
 	}
@@ -125,16 +132,23 @@ func (f *Fleet) wakeUp(gw GatewayRef) ([]core.Phase, error) {
 			e := *errs.As(err)
 			e.Message = fmt.Sprintf("wake gateway %s: %s", gw.Name, e.Message)
 			e.Step = errs.StepWake
-			return nil, &e
+			return &e
 		}
 		err = f.waitReady(gw, m)
-		if err == nil {
-			return f.wakePhases(start, m), nil
+		if err == nil || !f.waitPaused(gw.UID, m) {
+			return err
 		}
-		if !f.waitPaused(gw.UID, m) {
-			return nil, err
+		if !f.wanted(gw) { // it was up, and has served those who waited, before the pause
+			return nil
 		}
 	}
+}
+
+// wanted reports whether somebody waits for the gateway.
+func (f *Fleet) wanted(gw GatewayRef) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.gateOf(gw).waits()
 }
 
 // waitPaused reports whether a pause took the member away, once that pause is over:
@@ -190,22 +204,21 @@ func (f *Fleet) starting(gatewayUID string) *member {
 	return nil
 }
 
-func (f *Fleet) wakePhases(start time.Time, m *member) []core.Phase {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+// wakePhases are the parts of a wake that ended with a member. The caller holds mu.
+func wakePhases(start time.Time, m *member) []core.Phase {
 	var out []core.Phase
 	add := func(name string, from, to time.Time) {
 		if !from.IsZero() && !to.Before(from) {
 			out = append(out, core.Phase{Name: name, Duration: to.Sub(from)})
 		}
 	}
-	if !m.leasedAt.IsZero() {
-		add(core.PhaseLeased, start, m.leasedAt)
-		add(core.PhaseInjected, m.leasedAt, m.injectedAt)
-		add(core.PhaseDialledBack, m.injectedAt, m.ReadyAt)
+	if m.leasedAt.IsZero() || m.leasedAt.Before(start) {
+		add(core.PhaseDialledBack, start, m.since) // it was on its way before
 		return out
 	}
-	add(core.PhaseDialledBack, start, m.since) // it was on its way when this process started
+	add(core.PhaseLeased, start, m.leasedAt)
+	add(core.PhaseInjected, m.leasedAt, m.injectedAt)
+	add(core.PhaseDialledBack, m.injectedAt, m.ReadyAt)
 	return out
 }
 

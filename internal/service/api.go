@@ -48,7 +48,7 @@ type QueryInput struct {
 	Source  string
 	SQL     string
 	Class   core.QueryClass // "" means interactive
-	Timeout time.Duration   // 0: the class's limit
+	Timeout time.Duration   // 0, or more than the class's limit: that limit
 	Params  []byte          // Arrow IPC stream of parameter rows, nil for none
 	Update  bool            // the number of affected rows is wanted, see memberapi.QueryRequest
 }
@@ -62,6 +62,9 @@ type Result struct {
 	// Read returns the error that the member, or the tunnel, gave. If it has a method
 	// Arrived() bool, that says that reading on will not wait.
 	Body io.ReadCloser
+	// Stall is for how long the client may take nothing of it before it is cut off. 0: as
+	// the front end thinks fit.
+	Stall time.Duration
 	// Finish records how the query ended: err is nil if the client has everything;
 	// an error from Body, or the front end's own (the client went away). It returns
 	// the finished record.

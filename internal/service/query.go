@@ -28,6 +28,7 @@ type target struct {
 	uid     string // of the data source
 	source  memberapi.Source
 	gateway fleet.GatewayRef
+	spec    *core.Gateway
 }
 
 // target finds a data source, its gateway and its credentials.
@@ -56,6 +57,7 @@ func (s *Service) target(ctx context.Context, t core.TenantID, name string) (tar
 			DNSServers: core.DNSServers(ds.DNSServers),
 		},
 		gateway: fleet.GatewayRef{Tenant: t, Name: ds.Gateway, UID: gw.UID},
+		spec:    gw.Spec.(*core.Gateway),
 	}
 	if sealed, ok := sn.secrets[stored.UID]; ok {
 		secret, err := s.opts.Sealer.Open(sealed, string(t), stored.UID, passwordField)
@@ -70,9 +72,10 @@ func (s *Service) target(ctx context.Context, t core.TenantID, name string) (tar
 
 // Query implements Frontend.
 func (s *Service) Query(ctx context.Context, in QueryInput) (*Result, error) {
-	return s.run(ctx, in.Source, in, func(id string, src memberapi.Source) (string, any) {
+	return s.run(ctx, in.Source, in, func(id string, src memberapi.Source, b bounds) (string, any) {
 		return memberapi.PathQuery, memberapi.QueryRequest{
-			QueryID: id, Source: src, Session: session(ctx), SQL: in.SQL, Params: in.Params, Update: in.Update, TimeoutMS: in.Timeout.Milliseconds(),
+			QueryID: id, Source: src, Session: session(ctx), SQL: in.SQL, Params: in.Params, Update: in.Update,
+			MaxRows: b.maxRows, TimeoutMS: b.timeout.Milliseconds(),
 		}
 	})
 }
@@ -97,7 +100,7 @@ func withGrace(d time.Duration) time.Duration {
 // Metadata implements Frontend.
 func (s *Service) Metadata(ctx context.Context, source string, req memberapi.MetadataRequest) (*Result, error) {
 	in := QueryInput{Source: source, SQL: "-- metadata: " + req.Kind}
-	return s.run(ctx, source, in, func(id string, src memberapi.Source) (string, any) {
+	return s.run(ctx, source, in, func(id string, src memberapi.Source, _ bounds) (string, any) {
 		req.QueryID, req.Source, req.Session = id, src, session(ctx)
 		return memberapi.PathMetadata, req
 	})
@@ -106,7 +109,7 @@ func (s *Service) Metadata(ctx context.Context, source string, req memberapi.Met
 // Prepare implements Frontend.
 func (s *Service) Prepare(ctx context.Context, in QueryInput) (memberapi.PrepareResponse, error) {
 	var out memberapi.PrepareResponse
-	err := s.ask(ctx, in.Source, memberapi.PathPrepare, func(src memberapi.Source) any {
+	err := s.ask(ctx, in.Source, core.ClassInteractive, memberapi.PathPrepare, func(src memberapi.Source) any {
 		return memberapi.QueryRequest{QueryID: ident.New("p"), Source: src, Session: session(ctx), SQL: in.SQL, TimeoutMS: in.Timeout.Milliseconds()}
 	}, &out)
 	return out, err
@@ -115,7 +118,7 @@ func (s *Service) Prepare(ctx context.Context, in QueryInput) (memberapi.Prepare
 // TestDataSource implements Frontend.
 func (s *Service) TestDataSource(ctx context.Context, name string) (memberapi.TestResponse, error) {
 	var out memberapi.TestResponse
-	err := s.ask(ctx, name, memberapi.PathTest, func(src memberapi.Source) any {
+	err := s.ask(ctx, name, "", memberapi.PathTest, func(src memberapi.Source) any {
 		return memberapi.SourceRequest{Source: src, TimeoutMS: (30 * time.Second).Milliseconds()}
 	}, &out)
 	var no *denial
@@ -128,8 +131,8 @@ func (s *Service) TestDataSource(ctx context.Context, name string) (memberapi.Te
 	return out, err
 }
 
-// ask sends a request whose answer is one JSON document.
-func (s *Service) ask(ctx context.Context, source, path string, body func(memberapi.Source) any, out any) error {
+// ask sends a request whose answer is one JSON document. Without a class it takes no slot.
+func (s *Service) ask(ctx context.Context, source string, class core.QueryClass, path string, body func(memberapi.Source) any, out any) error {
 	p, err := core.PrincipalFrom(ctx)
 	if err != nil {
 		return unauthenticated(err)
@@ -138,7 +141,8 @@ func (s *Service) ask(ctx context.Context, source, path string, body func(member
 	if err != nil {
 		return err
 	}
-	grant, resp, err := s.send(ctx, tgt, func(fleet.Grant) {}, path, body(tgt.source))
+	req := tgt.request(p, class)
+	grant, resp, err := s.send(ctx, tgt, req, func(fleet.Grant) {}, path, body(tgt.source))
 	if err != nil {
 		return s.explain(ctx, p.Tenant, grant.Member, tgt.source, err)
 	}
@@ -192,10 +196,10 @@ const (
 
 // send takes a member and posts a request to it, again if it never left. What the rules
 // are certain to deny is not sent.
-func (s *Service) send(ctx context.Context, tgt target, granted func(fleet.Grant), path string, body any) (fleet.Grant, *http.Response, error) {
+func (s *Service) send(ctx context.Context, tgt target, req fleet.Request, granted func(fleet.Grant), path string, body any) (fleet.Grant, *http.Response, error) {
 	deadline := s.now().Add(resendBound)
 	for {
-		grant, err := s.opts.Fleet.Acquire(ctx, tgt.gateway)
+		grant, err := s.opts.Fleet.Admit(ctx, req)
 		if err != nil {
 			return grant, nil, err
 		}
@@ -207,6 +211,7 @@ func (s *Service) send(ctx context.Context, tgt target, granted func(fleet.Grant
 		}
 		resp, err := s.post(ctx, grant.Member, path, body)
 		if err == nil {
+			grant.Work.Answered()
 			release := grant.Release
 			grant.Release = func() { ended(nil); release() }
 			return grant, resp, nil
@@ -271,13 +276,13 @@ func memberError(m core.Member, resp *http.Response) error {
 }
 
 // run sends a request whose answer is a result, and keeps its record.
-func (s *Service) run(ctx context.Context, source string, in QueryInput, body func(id string, src memberapi.Source) (string, any)) (*Result, error) {
+func (s *Service) run(ctx context.Context, source string, in QueryInput, body bodyOf) (*Result, error) {
 	p, err := core.PrincipalFrom(ctx)
 	if err != nil {
 		return nil, unauthenticated(err)
 	}
 	q := s.begin(p, source, in)
-	res, err := s.execute(ctx, p, q, source, in.Timeout, body)
+	res, err := s.execute(ctx, p, q, source, in, body)
 	if err != nil {
 		q.finish(err)
 		return nil, &QueryError{QueryID: q.rec.ID, Err: errs.As(err)}
@@ -286,30 +291,31 @@ func (s *Service) run(ctx context.Context, source string, in QueryInput, body fu
 }
 
 // execute is the way of one query from the data source's name to the first byte.
-func (s *Service) execute(ctx context.Context, p core.Principal, q *running, source string, timeout time.Duration,
-	body func(id string, src memberapi.Source) (string, any)) (*Result, error) {
+func (s *Service) execute(ctx context.Context, p core.Principal, q *running, source string, in QueryInput, body bodyOf) (*Result, error) {
 	tgt, err := s.target(ctx, p.Tenant, source)
 	if err != nil {
 		return nil, err
 	}
 	q.rec.Gateway = tgt.gateway.Name
+	req := tgt.request(p, q.rec.Class)
+	b := boundsOf(in, req.Limits)
 	cancel := func() {}
-	if timeout > 0 {
-		ctx, cancel = context.WithTimeout(ctx, withGrace(timeout))
+	if b.timeout > 0 {
+		ctx, cancel = context.WithTimeout(ctx, withGrace(b.timeout))
 	}
-	path, doc := body(q.rec.ID, tgt.source)
-	grant, resp, err := s.send(ctx, tgt, q.granted, path, doc)
+	path, doc := body(q.rec.ID, tgt.source, b)
+	grant, resp, err := s.send(ctx, tgt, req, q.granted, path, doc)
 	if err != nil {
 		cancel()
 		return nil, s.explain(ctx, p.Tenant, grant.Member, tgt.source, err)
 	}
 	q.answered()
-	b := &resultBody{ctx: ctx, resp: resp, member: grant.Member, why: func(err error) error { return s.withFate(ctx, grant.Member, err) }}
-	return &Result{QueryID: q.rec.ID, Body: b, Finish: func(err error) core.Query {
-		b.Close()
+	out := &resultBody{ctx: ctx, resp: resp, member: grant.Member, work: grant.Work, why: func(err error) error { return s.withFate(ctx, grant.Member, err) }}
+	return &Result{QueryID: q.rec.ID, Body: out, Stall: b.stall, Finish: func(err error) core.Query {
+		out.Close()
 		cancel()
 		grant.Release()
-		q.streamed(b)
+		q.streamed(out)
 		return q.finish(err)
 	}}, nil
 }
@@ -334,6 +340,7 @@ type resultBody struct {
 	ctx    context.Context
 	resp   *http.Response
 	member core.Member
+	work   *fleet.Work
 	why    func(error) error // adds why the member ended
 	tail   [8]byte           // the last bytes read
 	bytes  int64
@@ -350,6 +357,7 @@ func (b *resultBody) Read(p []byte) (int, error) {
 	n, err := b.resp.Body.Read(p)
 	b.keepTail(p[:n])
 	b.bytes += int64(n)
+	b.work.Streamed(n)
 	if err == nil {
 		return n, nil
 	}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/fleet"
 	"github.com/sluice-gateway/sluice/internal/store"
 )
 
@@ -34,6 +35,8 @@ type GatewayStatus struct {
 	Reason  string            `json:"reason,omitempty"`
 	Members []MemberStatus    `json:"members,omitempty"`
 	History []core.Transition `json:"history,omitempty"` // the newest first, the last 20
+	// Classes say what waits, what runs and what could, by query class.
+	Classes map[core.QueryClass]fleet.Demand `json:"classes,omitempty"`
 }
 
 // MemberHistory is the status of a member that is shown by itself.
@@ -199,7 +202,7 @@ func (s *Service) status(r core.Stored, sn *snapshot, holds []Link, history []co
 
 func (s *Service) gatewayStatus(r core.Stored, base ResourceStatus, history []core.Transition) GatewayStatus {
 	life := s.opts.Fleet.Life(r.UID)
-	out := GatewayStatus{ResourceStatus: base, State: life.State, Since: life.Since, Reason: life.Reason, History: history}
+	out := GatewayStatus{ResourceStatus: base, State: life.State, Since: life.Since, Reason: life.Reason, History: history, Classes: s.opts.Fleet.Demand(r.UID)}
 	inflight := s.opts.Fleet.InFlight(r.UID)
 	for _, m := range s.opts.Fleet.Members(r.Tenant) {
 		if m.GatewayUID != r.UID {

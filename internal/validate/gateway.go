@@ -40,6 +40,8 @@ func (c *checker) gateway(g *core.Gateway) {
 	if s := g.Size.MemoryMiB; s < minMemoryMiB || s > maxMemoryMiB {
 		c.bad("size.memoryMiB", "%d is not from %d to %d", s, minMemoryMiB, maxMemoryMiB)
 	}
+	c.classLimits("classes.interactive", g.Limits(core.ClassInteractive))
+	c.classLimits("classes.refresh", g.Limits(core.ClassRefresh))
 	c.delegated(g)
 	c.memberships(g.ApplicationSecurityGroups)
 }

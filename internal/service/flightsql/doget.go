@@ -106,12 +106,16 @@ func (s *Server) forward(stream flight.FlightService_DoGetServer, res *service.R
 	var once sync.Once
 	finish := func(err error) { once.Do(func() { res.Finish(err) }) }
 	defer func() { finish(err) }()
-	stalled := time.AfterFunc(s.opts.StallTimeout, func() {
+	stall := res.Stall
+	if stall <= 0 {
+		stall = s.opts.StallTimeout
+	}
+	stalled := time.AfterFunc(stall, func() {
 		end() // the reader of the result is not inside Read: the timer runs during Send only
-		finish(errStalled())
+		finish(service.Stalled(stall))
 	})
 	if !stalled.Stop() {
-		return errStalled()
+		return service.Stalled(stall)
 	}
 
 	frames := format.NewFrames(res.Body, arrowipc.Options{Pool: s.pool})
@@ -123,19 +127,15 @@ func (s *Server) forward(stream flight.FlightService_DoGetServer, res *service.R
 		if err != nil {
 			return err
 		}
-		stalled.Reset(s.opts.StallTimeout)
+		stalled.Reset(stall)
 		err = stream.SendMsg(&frame) // the codec takes over the body
 		if !stalled.Stop() {
-			return errStalled()
+			return service.Stalled(stall)
 		}
 		if err != nil {
 			return errs.New(errs.Cancelled, "the client went away: %w", err).WithStep(errs.StepStream)
 		}
 	}
-}
-
-func errStalled() error {
-	return errs.New(errs.Cancelled, "the client took nothing of the result for too long").WithStep(errs.StepStream)
 }
 
 // sqlInfoCommand says whether a ticket asks for SqlInfo, which needs no source.

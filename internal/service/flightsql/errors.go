@@ -5,12 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 	"unicode/utf16"
 	"unicode/utf8"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/sluice-gateway/sluice/internal/errs"
 	"github.com/sluice-gateway/sluice/internal/service"
@@ -58,7 +61,14 @@ func statusOf(err error) error {
 	if e.Hint != "" {
 		text += "\nhint: " + clip(e.Hint)
 	}
-	return status.Error(codeOf(e.Class), text)
+	out := status.New(codeOf(e.Class), text)
+	if e.RetryAfterMS > 0 {
+		delay := durationpb.New(time.Duration(e.RetryAfterMS) * time.Millisecond)
+		if detailed, err := out.WithDetails(&errdetails.RetryInfo{RetryDelay: delay}); err == nil {
+			out = detailed
+		}
+	}
+	return out.Err()
 }
 
 // isStatus says whether an error is gRPC's own, or this package's in gRPC's terms.

@@ -96,7 +96,7 @@ func writeError(w http.ResponseWriter, err error) {
 		w.Header().Set(HeaderQueryID, id)
 	}
 	if e.Class == errs.Exhausted || e.Class == errs.Unavailable {
-		w.Header().Set("Retry-After", "1")
+		w.Header().Set("Retry-After", strconv.FormatInt(max(1, (e.RetryAfterMS+999)/1000), 10)) // whole seconds
 	}
 	body := errorBody{Error: e}
 	if refused := (*service.ApplyError)(nil); errors.As(err, &refused) {

@@ -1,8 +1,10 @@
 package httpapi
 
 import (
+	"errors"
 	"maps"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 
@@ -68,7 +70,11 @@ func (a *api) stream(w http.ResponseWriter, form format.Format, res *service.Res
 	if form.Media == format.MediaCSV {
 		contentType += "; charset=utf-8; header=present"
 	}
-	out := &resultWriter{w: w, rc: http.NewResponseController(w), stall: a.opts.StallTimeout, header: http.Header{
+	stall := res.Stall
+	if stall <= 0 {
+		stall = a.opts.StallTimeout
+	}
+	out := &resultWriter{w: w, rc: http.NewResponseController(w), stall: stall, header: http.Header{
 		"Content-Type":           {contentType},
 		HeaderQueryID:            {res.QueryID},
 		"Cache-Control":          {"no-store"},
@@ -134,7 +140,7 @@ func (o *resultWriter) Write(p []byte) (int, error) {
 	}
 	o.deadline(time.Now().Add(o.stall))
 	n, err := o.w.Write(p)
-	return n, clientGone(err)
+	return n, o.clientGone(err)
 }
 
 // start sends headers and what has waited.
@@ -144,7 +150,7 @@ func (o *resultWriter) start() error {
 	o.deadline(time.Now().Add(o.stall))
 	_, err := o.w.Write(o.waiting)
 	o.waiting = nil
-	return clientGone(err)
+	return o.clientGone(err)
 }
 
 // end sends what has waited, together with the response's end.
@@ -167,7 +173,7 @@ func (o *resultWriter) Flush() error {
 		}
 	}
 	o.deadline(time.Now().Add(o.stall))
-	return clientGone(o.rc.Flush())
+	return o.clientGone(o.rc.Flush())
 }
 
 // deadline bounds the next write. The HTTP server takes it off after the request.
@@ -176,9 +182,12 @@ func (o *resultWriter) deadline(t time.Time) {
 }
 
 // clientGone classifies a failure to write: it is never the result's.
-func clientGone(err error) error {
-	if err == nil {
+func (o *resultWriter) clientGone(err error) error {
+	switch {
+	case err == nil:
 		return nil
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return service.Stalled(o.stall)
 	}
-	return errs.New(errs.Cancelled, "the client went away, or took nothing for too long: %w", err).WithStep(errs.StepStream)
+	return errs.New(errs.Cancelled, "the client went away: %w", err).WithStep(errs.StepStream)
 }

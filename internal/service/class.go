@@ -1,0 +1,51 @@
+package service
+
+import (
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/fleet"
+	"github.com/sluice-gateway/sluice/internal/memberapi"
+)
+
+// bounds are what one query may take.
+type bounds struct {
+	timeout time.Duration // 0: no bound
+	maxRows int64         // 0: no bound
+	stall   time.Duration
+}
+
+// forEver stands for a bound that is not there, where a time is needed.
+const forEver = 10 * 365 * 24 * time.Hour
+
+// bodyOf makes the path and the document of a request to a member.
+type bodyOf func(queryID string, src memberapi.Source, b bounds) (string, any)
+
+// boundsOf joins what a client asks for with the limits of its class.
+func boundsOf(in QueryInput, l core.ClassLimits) bounds {
+	b := bounds{timeout: in.Timeout, maxRows: max(l.MaxRows, 0), stall: time.Duration(l.Stall)}
+	if l.Stall == core.Never {
+		b.stall = forEver
+	}
+	if l.Timeout != core.Never && (b.timeout == 0 || b.timeout > time.Duration(l.Timeout)) {
+		b.timeout = time.Duration(l.Timeout)
+	}
+	return b
+}
+
+// request asks for a member for a principal's work.
+func (t *target) request(p core.Principal, class core.QueryClass) fleet.Request {
+	r := fleet.Request{Gateway: t.gateway, Class: class, User: p.Name, Source: t.source.Name}
+	if class != "" {
+		r.Limits = t.spec.Limits(class)
+	}
+	return r
+}
+
+// Stalled is the error of a query whose client was cut off because it took nothing of its
+// result for longer than its class allows.
+func Stalled(after time.Duration) error {
+	return errs.New(errs.Cancelled, "the client took nothing of the result for %s and was cut off", after).WithStep(errs.StepStream).
+		WithHint("read faster, or raise classes.CLASS.stall of the gateway")
+}
