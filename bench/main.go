@@ -30,6 +30,9 @@ func start(args []string) int {
 	if len(args) == 2 && args[0] == clientArg {
 		return runClient(ctx, args[1], os.Stdin, os.Stdout, os.Stderr)
 	}
+	if len(args) > 0 && args[0] == copierArg {
+		return runCopier(args[1:], os.Stderr)
+	}
 	return run(ctx, args, os.Stdout, os.Stderr)
 }
 

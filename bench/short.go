@@ -19,6 +19,7 @@ const (
 	overHTTP = "HTTP"
 	direct   = "pgx direct"
 	bySSH    = "pgx by ssh -R"
+	byChain  = "pgx by three processes that only copy bytes"
 	anewSSH  = "pgx by ssh -R, a connection per query" // as tools do that run once
 )
 
@@ -37,12 +38,18 @@ func short(ctx context.Context, e *env) (*result, error) {
 		return nil, fmt.Errorf("ssh -R: %w", err)
 	}
 	defer tunnel.stop()
+	copiers, err := startChain(ctx, e.pg.Port)
+	if err != nil {
+		return nil, fmt.Errorf("processes that copy: %w", err)
+	}
+	defer copiers.stop()
 	openers := []struct {
 		name string
 		open opener
 	}{
 		{prepared, e.openPrepared}, {direct, openPgx(e.pg.ConnString())}, {plain, e.openPlain},
 		{bySSH, openPgx(e.pg.ConnString() + fmt.Sprintf(" port=%d", tunnel.port))}, {overHTTP, e.openHTTP},
+		{byChain, openPgx(e.pg.ConnString() + fmt.Sprintf(" port=%d", copiers.port))},
 		{anewSSH, openAnew(e.pg.ConnString() + fmt.Sprintf(" port=%d", tunnel.port))},
 	}
 	s := &samples{}
@@ -144,6 +151,7 @@ func shortRows(s *samples) (out []row) {
 			line(w+", 1 client, p99", this.p99, base.p99, direct, "ms"))
 	}
 	out = append(out, line(overHTTP+", 1 client, p50, against a new connection", series3(overHTTP, 1).p50, series3(anewSSH, 1).p50, anewSSH, "ms"))
+	out = append(out, line(byChain+", 1 client, p50", series3(byChain, 1).p50, series3(direct, 1).p50, direct, "ms"))
 	out = append(out, line(bySSH+", 1 client, p50", series3(bySSH, 1).p50, series3(direct, 1).p50, direct, "ms"))
 	for _, w := range ours { // many: against what people use to get in today
 		this, base := series3(w, 16), series3(bySSH, 16)
@@ -156,6 +164,8 @@ func shortRows(s *samples) (out []row) {
 		out = append(out, row{Figure: "short: " + overHTTP + ", 16 clients, CPU per query, " + p, This: quantity{Value: median(v), Unit: "ms"}, Runs: len(v)})
 	}
 	return append(out,
+		line(byChain+", 16 clients, rate", series3(byChain, 16).rate, series3(bySSH, 16).rate, bySSH, "q/s"),
+		line(overHTTP+", 16 clients, rate", series3(overHTTP, 16).rate, series3(byChain, 16).rate, byChain, "q/s"),
 		line(overHTTP+", 16 clients, CPU per query, postgres", series3(overHTTP, 16).cpu+"postgres", series3(direct, 16).cpu+"postgres", direct, "ms"),
 		line(bySSH+", 16 clients, rate", series3(bySSH, 16).rate, series3(direct, 16).rate, direct, "q/s"))
 }
