@@ -4,7 +4,7 @@ GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 # A test binary of its own for each package: two at a time fit two cores and their databases.
-TESTFLAGS ?= -race -timeout 20m -p 2
+TESTFLAGS ?= -race -timeout 40m -p 2
 
 .PHONY: help deps build test bench demo lint fmt clean
 
