@@ -228,6 +228,11 @@ func (c *Client) QueryRecord(ctx context.Context, id string) (core.Query, error)
 	return out, err
 }
 
+// CancelQuery ends a query that runs or waits.
+func (c *Client) CancelQuery(ctx context.Context, id string) error {
+	return c.call(ctx, http.MethodPost, "/v1/queries/"+url.PathEscape(id)+"/cancel", struct{}{}, nil)
+}
+
 // call sends a request and decodes a JSON answer.
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
 	resp, err := c.do(ctx, method, path, in, MediaJSON)

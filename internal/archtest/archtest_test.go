@@ -26,6 +26,7 @@ var rules = []struct {
 	{"internal/errs", []string{module, "."}, "error classes are standard library only"},
 	{"internal/policy", []string{"internal/host", "internal/store", "internal/service", "os/exec", "github.com/vishvananda"}, "rules are pure data in, text and verdicts out"},
 	{"internal/placement", []string{"internal/host", "internal/store", "internal/service", "net/http"}, "placement is pure"},
+	{"internal/breaker", []string{module, "."}, "a breaker is pure"},
 	{"internal/admission", []string{module, "."}, "admission is pure: data in, decisions out"},
 	{"internal/validate", []string{"internal/store", "internal/service", "net/http"}, "validation is pure"},
 	{"cmd/sluice-gateway", []string{

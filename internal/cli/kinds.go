@@ -35,12 +35,12 @@ var kinds = []kind{
 	{"PrivateDNSZone", "privatednszones", []column{{"NAME", "name", nil}, {"ZONE", "zone", nil}, {"VNETS", "vnets", nil}, {"RECORDS", "", count("records")}}},
 	{"PrivateEndpoint", "privateendpoints", []column{{"NAME", "name", nil}, {"VNET", "vnet", nil}, {"SUBNET", "subnet", nil}, {"ADDRESS", "address", nil}, {"TARGET", "target", nil}, {"DNS NAME", "dnsName", nil}}},
 	{"Gateway", "gateways", []column{{"NAME", "name", nil}, {"VNET", "vnet", nil}, {"SUBNET", "subnet", nil}, {"STATE", "status.state", nil}, {"SINCE", "", when("status.since")}, {"MEMBERS", "", count("status.members")}, {"AUTO-PAUSE", "autoPause", nil}, {"REASON", "status.reason", nil}}},
-	{"DataSource", "datasources", []column{{"NAME", "name", nil}, {"TYPE", "type", nil}, {"GATEWAY", "gateway", nil}, {"HOST", "parameters.host", nil}, {"DATABASE", "parameters.database", nil}}},
+	{"DataSource", "datasources", []column{{"NAME", "name", nil}, {"TYPE", "type", nil}, {"GATEWAY", "gateway", nil}, {"HOST", "parameters.host", nil}, {"DATABASE", "parameters.database", nil}, {"STATE", "status.state", nil}, {"NEXT TRY", "", when("status.nextTry")}, {"REASON", "", firstLine("status.reason")}}},
 	{"Member", "members", []column{{"ID", "id", nil}, {"GATEWAY", "gateway", nil}, {"STATE", "state", nil}, {"ADDRESS", "address", nil}, {"HOST", "host", nil}, {"AGE", "", age("createdAt")}, {"REASON", "reason", nil}}},
 	{"Host", "hosts", []column{{"NAME", "name", nil}, {"CONNECTED", "connected", nil}, {"GOAL", "goalVersion", nil}, {"SEEN", "seenVersion", nil}, {"LAST SEEN", "", age("lastSeen")}, {"PROBLEMS", "problems", nil}}},
 	{"Lease", "leases", []column{{"ADDRESS", "address", nil}, {"VNET", "vnet", nil}, {"SUBNET", "subnet", nil}, {"GATEWAY", "gateway", nil}, {"MEMBER", "member", nil}, {"HOST", "host", nil}, {"STATE", "state", nil}, {"AGE", "", age("acquiredAt")}, {"EXPIRES", "", when("expiresAt")}, {"REUSABLE", "", when("reusableAt")}, {"REASON", "reason", nil}}},
 	{"Link", "links", []column{{"NAME", "name", nil}, {"OWNER", "owner", nil}, {"STATE", "state", nil}, {"ADDRESSES", "addresses", nil}, {"AGE", "", age("since")}, {"REASON", "reason", nil}}},
-	{"Query", "queries", []column{{"ID", "id", nil}, {"STATE", "state", nil}, {"USER", "user", nil}, {"SOURCE", "source", nil}, {"STARTED", "", when("startedAt")}, {"TIME", "", elapsed}, {"ROWS", "rows", nil}, {"SQL", "", firstLine("sql")}, {"ERROR", "", firstLine("error")}}},
+	{"Query", "queries", []column{{"ID", "id", nil}, {"STATE", "state", nil}, {"PLACE", "queuePosition", nil}, {"USER", "user", nil}, {"SOURCE", "source", nil}, {"CLASS", "class", nil}, {"MEMBER", "member", nil}, {"STARTED", "", when("startedAt")}, {"TIME", "", elapsed}, {"ROWS", "rows", nil}, {"SQL", "", statement}, {"ERROR", "", firstLine("error")}}},
 	{"Audit", "audits", []column{{"ID", "id", nil}, {"TIME", "", when("at")}, {"WHO", "who", nil}, {"ACT", "act", nil}, {"OBJECT", "object", nil}, {"NOTE", "", firstLine("note")}, {"WHY", "", firstLine("why")}}},
 }
 
@@ -184,6 +184,14 @@ func elapsed(o map[string]any) string {
 		return ""
 	}
 	return milliseconds(to.Sub(from))
+}
+
+// statement shows a query's SQL, or the hash that stands for it.
+func statement(o map[string]any) string {
+	if s := firstLine("sql")(o); s != "" {
+		return s
+	}
+	return text(o["sqlHash"])
 }
 
 func firstLine(path string) func(map[string]any) string {

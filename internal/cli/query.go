@@ -224,7 +224,25 @@ func (a *app) queriesCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "table", strings.Join(outputs, ", "))
 	cmd.Flags().IntVar(&limit, "limit", 100, "how many, the newest first")
+	cmd.AddCommand(a.cancelCommand())
 	return cmd
+}
+
+func (a *app) cancelCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:               "cancel ID",
+		Short:             "End a query that runs or waits",
+		Args:              cobra.ExactArgs(1),
+		ValidArgsFunction: a.completeNames("queries"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			return c.CancelQuery(cmd.Context(), args[0])
+		},
+	}
 }
 
 // queryLog prints the newest records.
@@ -261,7 +279,8 @@ func (a *app) printRecord(q core.Query) error {
 		{"query", q.ID}, {"state", string(q.State)}, {"user", q.User}, {"source", q.Source}, {"gateway", q.Gateway},
 		{"class", string(q.Class)}, {"member", q.Member}, {"address", address},
 		{"started", q.StartedAt.Local().Format("2006-01-02 15:04:05.000")},
-		{"rows", fmt.Sprint(q.Rows)}, {"bytes", fmt.Sprint(q.Bytes)}, {"sql", q.SQL},
+		{"rows", fmt.Sprint(q.Rows)}, {"bytes", fmt.Sprint(q.Bytes)}, {"sql", q.SQL}, {"sql hash", q.SQLHash},
+		{"place", positive(q.QueuePosition)}, {"behind", positive(q.QueuedBehind)}, {"run again", q.Retried},
 		{"failed at", q.ErrorStep}, {"error", q.Error},
 	} {
 		if row[1] != "" {
@@ -271,6 +290,14 @@ func (a *app) printRecord(q core.Query) error {
 	return timeline(a.Out, q)
 }
 
+// positive shows a number that says something only if it is above 0.
+func positive(n int) string {
+	if n <= 0 {
+		return ""
+	}
+	return fmt.Sprint(n)
+}
+
 // printTimeline prints a query's phases on standard error.
 func (a *app) printTimeline(ctx context.Context, c *client.Client, id string) error {
 	for range 20 { // the record ends a moment after the stream
@@ -278,7 +305,7 @@ func (a *app) printTimeline(ctx context.Context, c *client.Client, id string) er
 		if err != nil {
 			return err
 		}
-		if rec.State != core.QueryRunning {
+		if rec.State != core.QueryRunning && rec.State != core.QueryQueued {
 			return timeline(a.Err, rec)
 		}
 		time.Sleep(25 * time.Millisecond)

@@ -108,6 +108,9 @@ type QueryState string
 
 // The states of a query.
 const (
+	// QueryQueued is a running query that waits for a slot or a member. It is shown, never
+	// stored.
+	QueryQueued    QueryState = "queued"
 	QueryRunning   QueryState = "running"
 	QuerySucceeded QueryState = "succeeded"
 	QueryFailed    QueryState = "failed"
@@ -118,29 +121,38 @@ const (
 
 // Query is the record of one query.
 type Query struct {
-	ID         string     `json:"id"`
-	Tenant     TenantID   `json:"tenant"`
-	User       string     `json:"user"`
-	Source     string     `json:"source"`
-	Gateway    string     `json:"gateway,omitempty"`
-	SQL        string     `json:"sql"`
-	Class      QueryClass `json:"class"`
-	State      QueryState `json:"state"`
-	StartedAt  time.Time  `json:"startedAt"`
-	EndedAt    time.Time  `json:"endedAt,omitzero"`
-	Member     string     `json:"member,omitempty"`
-	Address    netip.Addr `json:"address,omitzero"` // the member's leased address
-	Rows       int64      `json:"rows"`
-	Bytes      int64      `json:"bytes"` // of Arrow IPC, as the member sent them
-	Phases     []Phase    `json:"phases,omitempty"`
-	ErrorClass string     `json:"errorClass,omitempty"` // an errs.Class
-	ErrorStep  string     `json:"errorStep,omitempty"`
-	Error      string     `json:"error,omitempty"`
+	ID        string     `json:"id"`
+	Tenant    TenantID   `json:"tenant"`
+	User      string     `json:"user"`
+	Source    string     `json:"source"`
+	Gateway   string     `json:"gateway,omitempty"`
+	SQL       string     `json:"sql"`
+	Class     QueryClass `json:"class"`
+	State     QueryState `json:"state"`
+	StartedAt time.Time  `json:"startedAt"`
+	EndedAt   time.Time  `json:"endedAt,omitzero"`
+	Member    string     `json:"member,omitempty"`
+	Address   netip.Addr `json:"address,omitzero"` // the member's leased address
+	Rows      int64      `json:"rows"`
+	Bytes     int64      `json:"bytes"` // of Arrow IPC, as the member sent them
+	Phases    []Phase    `json:"phases,omitempty"`
+	// Retried says which member was lost before its answer, and why: the query was run again.
+	Retried string `json:"retried,omitempty"`
+	// QueuedBehind is how many queries of its class waited for the gateway when it came and
+	// had to wait itself; QueuePosition, while it waits, which one it is.
+	QueuedBehind  int `json:"queuedBehind,omitempty"`
+	QueuePosition int `json:"queuePosition,omitempty"`
+	// SQLHash stands for SQL where the installation keeps no statements.
+	SQLHash    string `json:"sqlHash,omitempty"`
+	ErrorClass string `json:"errorClass,omitempty"` // an errs.Class
+	ErrorStep  string `json:"errorStep,omitempty"`
+	Error      string `json:"error,omitempty"`
 }
 
 // The names of a query's phases, in order. A phase that did not happen (a query to a
 // running gateway is not leased) is absent.
 const (
+	PhaseRetried     = "retried"      // on a member that was lost before its answer
 	PhaseQueued      = "queued"       // admitted → a member was chosen
 	PhaseLeased      = "leased"       // an address was leased and a goal state written
 	PhaseInjected    = "injected"     // the host reported the container as running

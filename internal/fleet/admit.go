@@ -30,6 +30,7 @@ type Request struct {
 	Limits       core.ClassLimits // of the class
 	User, Source string           // whose turn it is
 	Avoid        string           // a member that is taken only if there is no other
+	ID           string           // of the query; it shows in Order
 	// Queued is called if the work has to wait for a slot or a member, with how many of its
 	// class wait already. Default: none.
 	Queued func(ahead int)

@@ -120,6 +120,8 @@ type Frontend interface {
 	Check(ctx context.Context, in CheckInput) (CheckResult, error)
 	QueryRecord(ctx context.Context, id string) (core.Query, error)
 	QueryRecords(ctx context.Context, source string, limit int) ([]core.Query, error)
+	// CancelQuery ends a query that runs or waits.
+	CancelQuery(ctx context.Context, id string) error
 	// AuditRecords lists what was changed, by whom and why, the newest first.
 	AuditRecords(ctx context.Context, limit int) ([]View, error)
 

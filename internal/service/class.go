@@ -1,6 +1,7 @@
 package service
 
 import (
+	"context"
 	"time"
 
 	"github.com/sluice-gateway/sluice/internal/core"
@@ -32,6 +33,15 @@ func boundsOf(in QueryInput, l core.ClassLimits) bounds {
 		b.timeout = time.Duration(l.Timeout)
 	}
 	return b
+}
+
+// context bounds a query: by a little more than the member does, so that the member's
+// error, which names the step, comes first.
+func (b bounds) context(ctx context.Context) (context.Context, context.CancelFunc) {
+	if b.timeout > 0 {
+		return context.WithTimeout(ctx, withGrace(b.timeout))
+	}
+	return context.WithCancel(ctx)
 }
 
 // request asks for a member for a principal's work.

@@ -125,8 +125,13 @@ func (s *Service) TestDataSource(ctx context.Context, name string) (memberapi.Te
 	if errors.As(err, &no) {
 		return memberapi.TestResponse{Steps: no.steps()}, nil
 	}
-	if n := len(out.Steps); err == nil && n > 0 && out.Steps[n-1].Error != "" {
+	n := len(out.Steps)
+	switch {
+	case err != nil || n == 0:
+	case out.Steps[n-1].Error != "":
 		s.explainStep(ctx, name, &out.Steps[n-1])
+	default:
+		s.reachable(ctx, name)
 	}
 	return out, err
 }
@@ -141,10 +146,21 @@ func (s *Service) ask(ctx context.Context, source string, class core.QueryClass,
 	if err != nil {
 		return err
 	}
+	if path != memberapi.PathTest {
+		if err := s.breakers.allow(tgt); err != nil {
+			return err
+		}
+	}
 	req := tgt.request(p, class)
-	grant, resp, err := s.send(ctx, tgt, req, func(fleet.Grant) {}, path, body(tgt.source))
+	grant, resp, err := s.send(ctx, tgt, req, unrecorded{}, path, body(tgt.source))
 	if err != nil {
-		return s.explain(ctx, p.Tenant, grant.Member, tgt.source, err)
+		err = s.explain(ctx, p.Tenant, grant.Member, tgt.source, err)
+	}
+	if path != memberapi.PathTest {
+		s.breakers.learn(tgt.uid, err)
+	}
+	if err != nil {
+		return err
 	}
 	defer grant.Release()
 	defer resp.Body.Close()
@@ -172,7 +188,7 @@ func (s *Service) post(ctx context.Context, m core.Member, path string, body any
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := rt.RoundTrip(req)
 	if err != nil {
-		return nil, s.withFate(ctx, m, tunnelError(ctx, m, err))
+		return nil, s.lost(ctx, m, err)
 	}
 	if resp.StatusCode == http.StatusOK {
 		return resp, nil
@@ -194,16 +210,17 @@ const (
 	resendBound = 10 * time.Second
 )
 
-// send takes a member and posts a request to it, again if it never left. What the rules
-// are certain to deny is not sent.
-func (s *Service) send(ctx context.Context, tgt target, req fleet.Request, granted func(fleet.Grant), path string, body any) (fleet.Grant, *http.Response, error) {
+// send takes a member and posts a request to it, again if it never left, and once more if
+// the member was lost before it answered and the request may run twice. What the rules are
+// certain to deny is not sent.
+func (s *Service) send(ctx context.Context, tgt target, req fleet.Request, j journey, path string, body any) (fleet.Grant, *http.Response, error) {
 	deadline := s.now().Add(resendBound)
-	for {
+	for first := true; ; {
 		grant, err := s.opts.Fleet.Admit(ctx, req)
 		if err != nil {
 			return grant, nil, err
 		}
-		granted(grant)
+		j.granted(grant)
 		ended, err := s.admit(ctx, tgt.gateway.Tenant, grant, tgt, path == memberapi.PathTest)
 		if err != nil {
 			grant.Release()
@@ -218,6 +235,12 @@ func (s *Service) send(ctx context.Context, tgt target, req fleet.Request, grant
 		}
 		ended(err)
 		grant.Release()
+		req.Avoid = grant.Member.ID
+		if first && ctx.Err() == nil && mayRunAgain(tgt, err) {
+			first = false
+			j.again(grant.Member, err)
+			continue
+		}
 		var unsent *notSentError
 		if !errors.As(err, &unsent) || s.now().After(deadline) {
 			return grant, nil, err
@@ -258,7 +281,7 @@ func (s *Service) withFate(ctx context.Context, m core.Member, err error) error 
 	}
 	out := *e
 	out.Message += ": the member ended: " + fate
-	if strings.HasPrefix(fate, "out of memory") {
+	if strings.HasPrefix(fate, outOfMemory) {
 		out.Hint = fmt.Sprintf("a larger size.memoryMiB for gateway %s, or a query with smaller values", m.Gateway)
 	}
 	return &out
@@ -297,20 +320,26 @@ func (s *Service) execute(ctx context.Context, p core.Principal, q *running, sou
 		return nil, err
 	}
 	q.rec.Gateway = tgt.gateway.Name
+	if err := s.breakers.allow(tgt); err != nil {
+		return nil, err
+	}
 	req := tgt.request(p, q.rec.Class)
 	b := boundsOf(in, req.Limits)
-	cancel := func() {}
-	if b.timeout > 0 {
-		ctx, cancel = context.WithTimeout(ctx, withGrace(b.timeout))
-	}
+	ctx, cancel := b.context(ctx)
+	q.stop, req.ID, req.Queued = cancel, q.rec.ID, q.queued(req)
+	s.inFlight.put(q)
 	path, doc := body(q.rec.ID, tgt.source, b)
-	grant, resp, err := s.send(ctx, tgt, req, q.granted, path, doc)
+	grant, resp, err := s.send(ctx, tgt, req, q, path, doc)
+	if err != nil {
+		err = q.because(s.explain(ctx, p.Tenant, grant.Member, tgt.source, err))
+	}
+	s.breakers.learn(tgt.uid, err)
 	if err != nil {
 		cancel()
-		return nil, s.explain(ctx, p.Tenant, grant.Member, tgt.source, err)
+		return nil, err
 	}
 	q.answered()
-	out := &resultBody{ctx: ctx, resp: resp, member: grant.Member, work: grant.Work, why: func(err error) error { return s.withFate(ctx, grant.Member, err) }}
+	out := &resultBody{ctx: ctx, resp: resp, member: grant.Member, work: grant.Work, why: func(err error) error { return q.because(s.withFate(ctx, grant.Member, err)) }}
 	return &Result{QueryID: q.rec.ID, Body: out, Stall: b.stall, Finish: func(err error) core.Query {
 		out.Close()
 		cancel()
@@ -341,7 +370,7 @@ type resultBody struct {
 	resp   *http.Response
 	member core.Member
 	work   *fleet.Work
-	why    func(error) error // adds why the member ended
+	why    func(error) error // adds why the member ended, or who cancelled
 	tail   [8]byte           // the last bytes read
 	bytes  int64
 	end    error // what Read returns from now on
@@ -408,7 +437,7 @@ func (b *resultBody) lost(err error) error {
 			return errs.New(errs.Timeout, "the result was not complete in time").WithStep(errs.StepStream).
 				WithHint("give the query more time with --timeout")
 		}
-		return errs.New(errs.Cancelled, "the client went away: %w", b.ctx.Err()).WithStep(errs.StepStream)
+		return b.why(errs.New(errs.Cancelled, "the client went away: %w", b.ctx.Err()).WithStep(errs.StepStream))
 	}
 	return b.why(errs.New(errs.Unavailable, "the connection to member %s was lost after %d bytes of the result: %s",
 		b.member.ID, b.bytes, strings.TrimPrefix(err.Error(), "http: ")).WithStep(errs.StepStream))

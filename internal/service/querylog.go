@@ -3,8 +3,10 @@ package service
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sluice-gateway/sluice/internal/core"
@@ -21,6 +23,12 @@ type running struct {
 	mark  time.Time // the end of the last phase
 	first time.Time // when the member's answer began
 	done  bool
+
+	tenant  core.TenantID // as in rec, which only the query's own goroutine may look at
+	user    string
+	stop    context.CancelFunc
+	stopped atomic.Pointer[errs.Error] // who cancelled it
+	waits   atomic.Pointer[place]      // while it waits for a member
 }
 
 func (s *Service) begin(p core.Principal, source string, in QueryInput) *running {
@@ -29,7 +37,7 @@ func (s *Service) begin(p core.Principal, source string, in QueryInput) *running
 		class = core.ClassInteractive
 	}
 	now := s.now()
-	q := &running{svc: s, mark: now, rec: core.Query{
+	q := &running{svc: s, mark: now, tenant: p.Tenant, user: p.Name, rec: core.Query{
 		ID: ident.New("q"), Tenant: p.Tenant, User: p.Name, Source: source, SQL: in.SQL,
 		Class: class, State: core.QueryRunning, StartedAt: now,
 	}}
@@ -44,6 +52,7 @@ func (q *running) phase(name string, d time.Duration) {
 // granted ends the wait for a member: what was not part of a wake was queueing.
 func (q *running) granted(g fleet.Grant) {
 	now := q.svc.now()
+	q.waits.Store(nil)
 	waited := now.Sub(q.mark)
 	for _, p := range g.Wake {
 		waited -= p.Duration
@@ -51,6 +60,15 @@ func (q *running) granted(g fleet.Grant) {
 	q.phase(core.PhaseQueued, waited)
 	q.rec.Phases = append(q.rec.Phases, g.Wake...)
 	q.rec.Member, q.rec.Address, q.mark = g.Member.ID, g.Member.Address, now
+}
+
+// again notes that a member was lost before its answer.
+func (q *running) again(m core.Member, because error) {
+	now := q.svc.now()
+	q.phase(core.PhaseRetried, now.Sub(q.mark))
+	q.mark = now
+	q.rec.Retried = fmt.Sprintf("member %s: %s", m.ID, because)
+	q.svc.log.Warn("query runs again", "query", q.rec.ID, "member", m.ID, "reason", because)
 }
 
 // answered is called when the first bytes of the result are there.
@@ -77,6 +95,7 @@ func (q *running) finish(err error) core.Query {
 		return q.rec
 	}
 	q.done = true
+	q.svc.inFlight.remove(q.rec.ID)
 	q.rec.EndedAt = q.svc.now()
 	q.rec.State = core.QuerySucceeded
 	if err != nil {
@@ -226,15 +245,17 @@ func (s *Service) QueryRecord(ctx context.Context, id string) (core.Query, error
 	if err != nil {
 		return core.Query{}, unauthenticated(err)
 	}
+	one := make([]core.Query, 1)
 	if q, ok := s.queries.find(p.Tenant, id); ok {
-		return q, nil
+		one[0] = q
+	} else {
+		err = s.opts.Store.Read(ctx, func(tx store.Tx) (err error) {
+			one[0], err = tx.GetQuery(p.Tenant, id)
+			return err
+		})
 	}
-	var out core.Query
-	err = s.opts.Store.Read(ctx, func(tx store.Tx) (err error) {
-		out, err = tx.GetQuery(p.Tenant, id)
-		return err
-	})
-	return out, err
+	s.showQueued(one)
+	return one[0], err
 }
 
 // QueryRecords implements Frontend: the newest first.
@@ -249,5 +270,6 @@ func (s *Service) QueryRecords(ctx context.Context, source string, limit int) ([
 		out, err = tx.ListQueries(p.Tenant, store.QueryFilter{Source: source, Limit: limit})
 		return err
 	})
+	s.showQueued(out)
 	return out, err
 }

@@ -54,6 +54,8 @@ type Service struct {
 	renewals  atomic.Int64 // of tokens
 	queries   *queryLog
 	contacts  *contacts
+	breakers  *breakers
+	inFlight  inFlight
 	metrics   *metrics
 	stopping  atomic.Bool
 }
@@ -71,7 +73,7 @@ func New(ctx context.Context, opts Options) (*Service, error) {
 	if opts.KeepAudit == 0 {
 		opts.KeepAudit = DefaultKeepAudit
 	}
-	s := &Service{opts: opts, log: opts.Logger, now: opts.Now, snapshots: map[core.TenantID]*snapshot{}, contacts: newContacts(opts.Now())}
+	s := &Service{opts: opts, log: opts.Logger, now: opts.Now, snapshots: map[core.TenantID]*snapshot{}, contacts: newContacts(opts.Now()), breakers: newBreakers(opts.Now), inFlight: inFlight{of: map[string]*running{}}}
 	err := opts.Store.Write(ctx, func(tx store.Tx) error {
 		n, err := tx.InterruptQueries(s.now(), "the service stopped while the query was running")
 		if n > 0 {
@@ -151,6 +153,7 @@ func (s *Service) resourcesChanged(t core.TenantID) {
 	s.snapEpoch++
 	delete(s.snapshots, t)
 	s.snapMu.Unlock()
+	s.breakers.reset()
 	s.opts.Fleet.Push()
 }
 

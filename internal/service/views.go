@@ -194,6 +194,8 @@ func (s *Service) status(r core.Stored, sn *snapshot, holds []Link, history []co
 	switch spec := r.Spec.(type) {
 	case *core.Gateway:
 		return s.gatewayStatus(r, base, history)
+	case *core.DataSource:
+		return s.sourceStatus(r.UID, base)
 	case *core.VirtualNetwork:
 		return vnetStatus(spec, base, holds, peeringStatus(r, spec, sn, s.opts.Fleet.Members(r.Tenant)))
 	}

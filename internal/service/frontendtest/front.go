@@ -413,6 +413,11 @@ func (f *Front) QueryRecord(ctx context.Context, id string) (core.Query, error) 
 	return core.Query{ID: id}, f.call(ctx, "QueryRecord", " ", id)
 }
 
+// CancelQuery implements service.Frontend.
+func (f *Front) CancelQuery(ctx context.Context, id string) error {
+	return f.call(ctx, "CancelQuery", " ", id)
+}
+
 // QueryRecords implements service.Frontend.
 func (f *Front) QueryRecords(ctx context.Context, source string, limit int) ([]core.Query, error) {
 	return []core.Query{{ID: "q1", Source: source, State: core.QuerySucceeded}}, f.call(ctx, "QueryRecords", " ", source, " ", limit)

@@ -197,11 +197,13 @@ func (a *api) act(w http.ResponseWriter, r *http.Request) error {
 		err = a.f.Pause(ctx, name)
 	case "Gateway restart":
 		err = a.f.Restart(ctx, name)
+	case "Query cancel":
+		err = a.f.CancelQuery(ctx, name)
 	case "DataSource test":
 		return a.test(w, r, name)
 	default:
 		return errs.New(errs.NotFound, "%s have no action %q", k.Plural, action).
-			WithHint("gateways have wake, pause and restart; datasources have test")
+			WithHint("gateways have wake, pause and restart; datasources have test; queries have cancel")
 	}
 	if err == nil {
 		w.WriteHeader(http.StatusNoContent)

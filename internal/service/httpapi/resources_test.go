@@ -61,6 +61,7 @@ func TestRoutes(t *testing.T) {
 		{"POST", "/v1/datasources/orders/test", "", 200, `{"steps":[{"name":"resolve","durationNs":0,"detail":"10.20.1.4"}]}`, "TestDataSource orders"},
 		{"POST", "/v1/check", `{"gateway":"bi","host":"db","port":5432}`, 200, `{"source":"10.20.0.4","destination":"db","allowed":true,"reasons":[]}`, "Check bi 5432"},
 		{"POST", "/v1/check", `{"gateway":"bi","to":"db:5432"}`, 400, "", ""},
+		{"POST", "/v1/queries/q1/cancel", "", 204, "", "CancelQuery q1"},
 		{"GET", "/v1/queries?source=orders&limit=5", "", 200, "", "QueryRecords orders 5"},
 		{"GET", "/v1/queries", "", 200, "", "QueryRecords  100"},
 		{"GET", "/v1/queries?limit=0", "", 400, "", ""},

@@ -11,13 +11,13 @@ import (
 const defaultLimit = 100
 
 const queryColumns = `id, tenant, user, source, gateway, sql, class, state, started_at, ended_at,
-	member, address, rows, bytes, phases, error_class, error_step, error`
+	member, address, rows, bytes, phases, error_class, error_step, error, retried, queued_behind, sql_hash`
 
 func scanQuery(row scanner) (core.Query, error) {
 	var q core.Query
 	err := row.Scan(&q.ID, &q.Tenant, &q.User, &q.Source, &q.Gateway, &q.SQL, &q.Class, &q.State,
 		timeColumn{&q.StartedAt}, timeColumn{&q.EndedAt}, &q.Member, addrColumn{&q.Address}, &q.Rows, &q.Bytes,
-		jsonColumn[core.Phase]{&q.Phases}, &q.ErrorClass, &q.ErrorStep, &q.Error)
+		jsonColumn[core.Phase]{&q.Phases}, &q.ErrorClass, &q.ErrorStep, &q.Error, &q.Retried, &q.QueuedBehind, &q.SQLHash)
 	return q, err
 }
 
@@ -30,12 +30,13 @@ func (t *tx) PutQueries(qs []core.Query) error {
 		return errs.New(errs.Internal, "a Read can't write")
 	}
 	stmt, err := t.conn.PrepareContext(t.quiet, `
-		INSERT INTO queries (`+queryColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+		INSERT INTO queries (`+queryColumns+`) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 		ON CONFLICT (id) DO UPDATE SET user = excluded.user, source = excluded.source, gateway = excluded.gateway,
 			sql = excluded.sql, class = excluded.class, state = excluded.state,
 			started_at = excluded.started_at, ended_at = excluded.ended_at, member = excluded.member,
 			address = excluded.address, rows = excluded.rows, bytes = excluded.bytes, phases = excluded.phases,
-			error_class = excluded.error_class, error_step = excluded.error_step, error = excluded.error
+			error_class = excluded.error_class, error_step = excluded.error_step, error = excluded.error,
+			retried = excluded.retried, queued_behind = excluded.queued_behind, sql_hash = excluded.sql_hash
 			WHERE tenant = excluded.tenant`)
 	if err != nil {
 		return t.failed(err, "store queries")
@@ -47,7 +48,8 @@ func (t *tx) PutQueries(qs []core.Query) error {
 			return errs.New(errs.Internal, "store query %s: %w", q.ID, err)
 		}
 		res, err := stmt.ExecContext(t.quiet, q.ID, q.Tenant, q.User, q.Source, q.Gateway, q.SQL, q.Class, q.State,
-			nanos(q.StartedAt), nanos(q.EndedAt), q.Member, address(q.Address), q.Rows, q.Bytes, phases, q.ErrorClass, q.ErrorStep, q.Error)
+			nanos(q.StartedAt), nanos(q.EndedAt), q.Member, address(q.Address), q.Rows, q.Bytes, phases, q.ErrorClass, q.ErrorStep, q.Error,
+			q.Retried, q.QueuedBehind, q.SQLHash)
 		if err != nil {
 			return t.failed(err, "store query "+q.ID)
 		}

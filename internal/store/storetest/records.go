@@ -50,7 +50,7 @@ func query(id string, started time.Time) core.Query {
 		ID: id, Tenant: tenant, User: "u", Source: "orders", Gateway: "g", SQL: "select 'ü\x00'", Class: core.ClassInteractive,
 		State: core.QuerySucceeded, StartedAt: started, EndedAt: started.Add(time.Second), Member: "m-1", Address: addr(4),
 		Rows: 1 << 40, Bytes: 1 << 50, Phases: []core.Phase{{Name: core.PhaseQueued, Duration: 5}, {Name: core.PhaseStreamed, Duration: time.Hour}},
-		ErrorStep: "execute", Error: "because",
+		ErrorStep: "execute", Error: "because", Retried: "member m-0: lost", QueuedBehind: 3, SQLHash: "sha256:ab",
 	}
 }
 
