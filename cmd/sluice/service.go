@@ -38,6 +38,7 @@ type serviceFlags struct {
 	rest     time.Duration
 	lease    time.Duration
 	audit    time.Duration
+	queries  queryLogFlags
 	log      logFlags
 }
 
@@ -54,6 +55,7 @@ func (f *serviceFlags) add(cmd *cobra.Command) {
 	fl.DurationVar(&f.rest, "quarantine", 30*time.Second, "how long an address rests after its member is confirmed gone, before another may have it")
 	fl.DurationVar(&f.lease, "lease-time", 2*time.Minute, "for how long a host's report confirms a lease: one whose host is silent for longer is shown as expired, and kept")
 	fl.DurationVar(&f.audit, "keep-audit", service.DefaultKeepAudit, "how long entries of the audit log are kept")
+	f.queries.add(cmd)
 	f.log.add(cmd)
 }
 
@@ -154,7 +156,12 @@ func (s *runningService) openState(ctx context.Context) error {
 		return err
 	}
 	s.closers.add(fl.Close)
+	sink, err := s.flags.queries.open(&s.closers)
+	if err != nil {
+		return err
+	}
 	s.svc, err = service.New(ctx, service.Options{
+		KeepQueries: s.flags.queries.keep, RecordSQL: service.RecordSQL(s.flags.queries.sql), QuerySink: sink,
 		Store: st, Sealer: sealer, Tunnels: hub, Fleet: fl, Logger: s.log, HostToken: s.token, KeepAudit: s.flags.audit,
 	})
 	if err != nil {

@@ -35,6 +35,17 @@ func (f *Fleet) demand(gatewayUID string) map[core.QueryClass]Demand {
 	return out
 }
 
+// Demands returns what is asked of every gateway that was asked for something.
+func (f *Fleet) Demands() map[GatewayRef]map[core.QueryClass]Demand {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := map[GatewayRef]map[core.QueryClass]Demand{}
+	for uid, g := range f.gates {
+		out[g.ref] = f.demand(uid)
+	}
+	return out
+}
+
 // slots returns how many queries of a class the ready members run at once. The caller
 // holds mu.
 func (f *Fleet) slots(g *gate, c core.QueryClass) int {

@@ -124,6 +124,7 @@ func TestVerdict(t *testing.T) {
 		{"refused", errs.New(errs.Unavailable, "x").WithStep(errs.StepConnect), unreachable},
 		{"the client's time was up while connecting", errs.New(errs.Timeout, "x").WithStep(errs.StepConnect), nothing},
 		{"a name that does not resolve", errs.New(errs.Unavailable, "x").WithStep(errs.StepResolve), nothing},
+		{"cut before it signed in, as by a private endpoint", errs.New(errs.Unavailable, "x").WithStep(errs.StepSignIn), unreachable},
 		{"a wrong password", errs.New(errs.Source, "x").WithStep(errs.StepSignIn), reached},
 		{"a wrong statement", errs.New(errs.Source, "x").WithStep(errs.StepExecute), reached},
 		{"cancelled", errs.New(errs.Cancelled, "x").WithStep(errs.StepExecute), nothing},

@@ -17,11 +17,18 @@ type breakers struct {
 	now     func() time.Time
 	tracked atomic.Int64 // how many there are: none, mostly
 	mu      sync.Mutex
-	of      map[string]*breaker.Breaker // by the data source's UID
+	of      map[string]*sourceBreaker // by the data source's UID
+}
+
+// sourceBreaker is the breaker of one data source.
+type sourceBreaker struct {
+	breaker.Breaker
+	tenant core.TenantID
+	name   string
 }
 
 func newBreakers(now func() time.Time) *breakers {
-	return &breakers{now: now, of: map[string]*breaker.Breaker{}}
+	return &breakers{now: now, of: map[string]*sourceBreaker{}}
 }
 
 // allow returns why a data source is not tried now, or nil; then learn must follow.
@@ -44,24 +51,24 @@ func (b *breakers) allow(tgt target) error {
 }
 
 // learn takes what came of a query that was allowed.
-func (b *breakers) learn(uid string, err error) {
+func (b *breakers) learn(tgt target, err error) {
 	verdict := verdictOf(err)
 	if verdict != unreachable && b.tracked.Load() == 0 {
 		return
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	one := b.of[uid]
+	one := b.of[tgt.uid]
 	switch {
 	case verdict == unreachable:
 		if one == nil {
-			one = &breaker.Breaker{}
-			b.of[uid] = one
+			one = &sourceBreaker{tenant: tgt.gateway.Tenant, name: tgt.source.Name}
+			b.of[tgt.uid] = one
 		}
 		one.Failed(b.now(), err.Error())
 	case one == nil:
 	case verdict == reached:
-		delete(b.of, uid)
+		delete(b.of, tgt.uid)
 	default:
 		one.Unknown()
 	}
@@ -86,15 +93,13 @@ func (b *breakers) status(uid string) breaker.Status {
 	return breaker.Status{State: breaker.Available}
 }
 
-// down lists the data sources, by UID, whose breakers are not closed.
-func (b *breakers) down() map[string]bool {
+// each tells of every data source that could not be reached lately.
+func (b *breakers) each(tell func(t core.TenantID, name string, s breaker.Status)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	out := map[string]bool{}
-	for uid, one := range b.of {
-		out[uid] = one.Status(b.now()).State != breaker.Available
+	for _, one := range b.of {
+		tell(one.tenant, one.name, one.Status(b.now()))
 	}
-	return out
 }
 
 // reachable tells that a test reached a data source.
@@ -104,7 +109,7 @@ func (s *Service) reachable(ctx context.Context, name string) {
 		return
 	}
 	if tgt, err := s.target(ctx, p.Tenant, name); err == nil {
-		s.breakers.learn(tgt.uid, nil)
+		s.breakers.learn(tgt, nil)
 	}
 }
 
@@ -142,8 +147,8 @@ func verdictOf(err error) verdict {
 	switch {
 	case errors.As(err, &no):
 		return nothing
-	case e.Step == errs.StepConnect && e.Class == errs.Unavailable:
-		return unreachable
+	case e.Class == errs.Unavailable && (e.Step == errs.StepConnect || e.Step == errs.StepTLS || e.Step == errs.StepSignIn):
+		return unreachable // behind a private endpoint a source that is down cuts connections later
 	case e.Class == errs.Source || e.Step == errs.StepSignIn || e.Step == errs.StepExecute && e.Class != errs.Cancelled && e.Class != errs.Timeout:
 		return reached
 	}

@@ -18,6 +18,8 @@ type metrics struct {
 	phases   *prometheus.HistogramVec
 	rows     prometheus.Counter
 	bytes    prometheus.Counter
+	retried  prometheus.Counter
+	own      []prometheus.Collector // those that docs/metrics.md describes
 }
 
 // buckets of durations, in seconds: from a short query to a long refresh.
@@ -37,9 +39,15 @@ func newMetrics(s *Service) *metrics {
 		}, []string{"phase"}),
 		rows:  prometheus.NewCounter(prometheus.CounterOpts{Name: "sluice_result_rows_total", Help: "Rows of results."}),
 		bytes: prometheus.NewCounter(prometheus.CounterOpts{Name: "sluice_result_bytes_total", Help: "Bytes of results as Arrow IPC."}),
+		retried: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "sluice_queries_retried_total", Help: "Queries that ran again because their member was lost before it answered.",
+		}),
 	}
-	m.registry.MustRegister(m.queries, m.seconds, m.phases, m.rows, m.bytes,
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), &fleetCollector{s}, &natCollector{s.opts.Fleet.Hosts})
+	m.own = []prometheus.Collector{
+		m.queries, m.seconds, m.phases, m.rows, m.bytes, m.retried, &fleetCollector{s}, &admissionCollector{s}, &natCollector{s.opts.Fleet.Hosts},
+	}
+	m.registry.MustRegister(m.own...)
+	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
@@ -49,6 +57,9 @@ func (m *metrics) ended(q core.Query) {
 	m.seconds.WithLabelValues(string(q.Class)).Observe(q.EndedAt.Sub(q.StartedAt).Seconds())
 	for _, p := range q.Phases {
 		m.phases.WithLabelValues(p.Name).Observe(p.Duration.Seconds())
+	}
+	if q.Retried != "" {
+		m.retried.Inc()
 	}
 	m.rows.Add(float64(q.Rows))
 	m.bytes.Add(float64(q.Bytes))

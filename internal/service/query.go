@@ -157,7 +157,7 @@ func (s *Service) ask(ctx context.Context, source string, class core.QueryClass,
 		err = s.explain(ctx, p.Tenant, grant.Member, tgt.source, err)
 	}
 	if path != memberapi.PathTest {
-		s.breakers.learn(tgt.uid, err)
+		s.breakers.learn(tgt, err)
 	}
 	if err != nil {
 		return err
@@ -333,7 +333,7 @@ func (s *Service) execute(ctx context.Context, p core.Principal, q *running, sou
 	if err != nil {
 		err = q.because(s.explain(ctx, p.Tenant, grant.Member, tgt.source, err))
 	}
-	s.breakers.learn(tgt.uid, err)
+	s.breakers.learn(tgt, err)
 	if err != nil {
 		cancel()
 		return nil, err

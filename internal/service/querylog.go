@@ -37,12 +37,24 @@ func (s *Service) begin(p core.Principal, source string, in QueryInput) *running
 		class = core.ClassInteractive
 	}
 	now := s.now()
+	sql, sum := s.recorded(in.SQL)
 	q := &running{svc: s, mark: now, tenant: p.Tenant, user: p.Name, rec: core.Query{
-		ID: ident.New("q"), Tenant: p.Tenant, User: p.Name, Source: source, SQL: in.SQL,
+		ID: ident.New("q"), Tenant: p.Tenant, User: p.Name, Source: source, SQL: sql, SQLHash: sum,
 		Class: class, State: core.QueryRunning, StartedAt: now,
 	}}
 	s.queries.put(q.rec)
 	return q
+}
+
+// recorded is what a record keeps of a statement: itself or its hash.
+func (s *Service) recorded(sql string) (text, sum string) {
+	switch s.opts.RecordSQL {
+	case RecordHash:
+		return "", "sha256:" + hexString(hash(sql)[:16])
+	case RecordNone:
+		return "", ""
+	}
+	return sql, ""
 }
 
 func (q *running) phase(name string, d time.Duration) {
@@ -118,9 +130,11 @@ type queryLog struct {
 	log   *slog.Logger
 	keep  time.Duration
 	purge func(store.Tx) error // what else is old
+	sink  func([]core.Query) error
 
 	mu      sync.Mutex
 	pending map[string]core.Query // the newest of each ID
+	ended   []core.Query          // not in the sink yet
 	lost    int
 
 	flushing sync.Mutex // batches reach the store in the order in which they were taken
@@ -136,9 +150,9 @@ const (
 	logPending = 50_000
 )
 
-func newQueryLog(st store.Store, log *slog.Logger, keep time.Duration, purge func(store.Tx) error) *queryLog {
+func newQueryLog(st store.Store, log *slog.Logger, keep time.Duration, purge func(store.Tx) error, sink func([]core.Query) error) *queryLog {
 	l := &queryLog{
-		store: st, log: log, keep: keep, purge: purge,
+		store: st, log: log, keep: keep, purge: purge, sink: sink,
 		pending: map[string]core.Query{}, wake: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
 	l.wg.Go(l.run)
@@ -151,6 +165,9 @@ func (l *queryLog) put(q core.Query) {
 		l.pending[q.ID] = q
 	} else {
 		l.lost++
+	}
+	if l.sink != nil && q.State != core.QueryRunning && len(l.ended) < logPending {
+		l.ended = append(l.ended, q)
 	}
 	l.mu.Unlock()
 	select {
@@ -197,9 +214,14 @@ func (l *queryLog) flush() {
 	for _, q := range l.pending {
 		batch = append(batch, q)
 	}
-	lost := l.lost
-	l.lost = 0
+	lost, ended := l.lost, l.ended
+	l.lost, l.ended = 0, nil
 	l.mu.Unlock()
+	if len(ended) > 0 {
+		if err := l.sink(ended); err != nil {
+			l.log.Error("query records are missing in the file", "records", len(ended), "error", err)
+		}
+	}
 	if lost > 0 {
 		l.log.Error("query records were lost because the store can't be written", "records", lost)
 	}

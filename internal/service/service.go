@@ -39,7 +39,22 @@ type Options struct {
 	KeepQueries time.Duration
 	// KeepAudit is how long audit entries are kept. Default DefaultKeepAudit.
 	KeepAudit time.Duration
+	// RecordSQL says what query records keep of statements. Default RecordFull.
+	RecordSQL RecordSQL
+	// QuerySink also gets the records of queries that have ended, some at a time. Optional;
+	// it is called by one goroutine at a time.
+	QuerySink func([]core.Query) error
 }
+
+// RecordSQL says what query records keep of statements.
+type RecordSQL string
+
+// The values of RecordSQL.
+const (
+	RecordFull RecordSQL = "full"
+	RecordHash RecordSQL = "hash" // equal statements have equal hashes
+	RecordNone RecordSQL = "none"
+)
 
 // Service implements Frontend.
 type Service struct {
@@ -87,7 +102,7 @@ func New(ctx context.Context, opts Options) (*Service, error) {
 		return nil, err
 	}
 	s.metrics = newMetrics(s)
-	s.queries = newQueryLog(opts.Store, opts.Logger, opts.KeepQueries, s.purgeAudit)
+	s.queries = newQueryLog(opts.Store, opts.Logger, opts.KeepQueries, s.purgeAudit, opts.QuerySink)
 	return s, nil
 }
 
