@@ -216,7 +216,7 @@ func (s *Service) explain(ctx context.Context, t core.TenantID, m core.Member, s
 		out.Message += ": " + denial.String()
 		out.Hint = checkHint(m.Gateway, src.Parameters["host"], port)
 	} else if !verdict.HasRoute() {
-		out.Message += ": no route to " + to.String() + " (" + verdict.Route + ")"
+		out.Message += ": " + noRoute(flow, verdict)
 		out.Hint = routeHint(rules, flow)
 	} else {
 		explainHolder(&out, vnet, to)

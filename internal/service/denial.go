@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,6 +23,8 @@ import (
 type denial struct {
 	err *errs.Error
 	to  netip.AddrPort
+	// cut says that no route leads there, which ends established flows as well.
+	cut bool
 }
 
 // Error implements error.
@@ -38,23 +41,23 @@ func (d *denial) steps() []memberapi.TestStep {
 	}
 }
 
-// certainlyDenied returns the error of a new connection from a member to a source, if the
-// rules deny it whatever happens; else nil. Only allowances are remembered: a denial is
-// found anew each time.
-func (s *Service) certainlyDenied(ctx context.Context, t core.TenantID, m core.Member, tgt target) *denial {
+// judge says where a new connection from a member to a source would lead, as far as
+// that is certain, and returns its error if the rules or routes deny it whatever happens.
+// Only allowances are remembered: a denial is found anew each time.
+func (s *Service) judge(ctx context.Context, t core.TenantID, m core.Member, tgt target) ([]netip.Addr, *denial) {
 	sn, err := s.snap(ctx, t)
 	if err != nil {
-		return nil
+		return nil, nil
 	}
 	key := flowKey{m.Address, tgt.uid}
-	if _, ok := sn.allowed.Load(key); ok {
-		return nil
+	if to, ok := sn.allowed.Load(key); ok {
+		return to.([]netip.Addr), nil
 	}
-	d := s.findDenial(ctx, t, m, tgt)
+	to, d := s.findDenial(ctx, t, m, tgt)
 	if d == nil {
-		sn.allowed.Store(key, true)
+		sn.allowed.Store(key, to)
 	}
-	return d
+	return to, d
 }
 
 // flowKey is a member's address and a data source's UID.
@@ -63,33 +66,48 @@ type flowKey struct {
 	uid  string
 }
 
-func (s *Service) findDenial(ctx context.Context, t core.TenantID, m core.Member, tgt target) *denial {
+func (s *Service) findDenial(ctx context.Context, t core.TenantID, m core.Member, tgt target) ([]netip.Addr, *denial) {
 	port := sourcePort(tgt.source)
 	vnet, gw, err := s.networkOf(ctx, t, tgt.gateway.Name)
 	if err != nil || port == 0 {
-		return nil
+		return nil, nil
 	}
 	placement.AddMember(&vnet, gw, m.Address)
 	rules := s.evaluator(ctx, t, vnet, m.Host)
+	to := certainAddresses(vnet, gw, m, tgt.source, rules)
 	var out *denial
-	for _, to := range certainAddresses(vnet, gw, m, tgt.source, rules) {
-		verdict := rules.Evaluate(policy.Flow{Source: m.Address, Destination: to, Protocol: core.ProtocolTCP, DestinationPort: port})
-		by, denied := verdict.Denial()
-		if !denied {
-			return nil
+	cut := true
+	for _, a := range to {
+		flow := policy.Flow{Source: m.Address, Destination: a, Protocol: core.ProtocolTCP, DestinationPort: port}
+		verdict := rules.Evaluate(flow)
+		if verdict.Allowed {
+			return to, nil
 		}
+		cut = cut && !verdict.HasRoute()
 		if out == nil {
-			out = newDenial(m, tgt.source, netip.AddrPortFrom(to, port), by)
+			out = newDenial(m, tgt.source, rules, flow, verdict)
 		}
 	}
-	return out
+	if out != nil {
+		out.cut = cut
+	}
+	return to, out
 }
 
-func newDenial(m core.Member, src memberapi.Source, to netip.AddrPort, by policy.Decision) *denial {
-	host := src.Parameters["host"]
-	e := errs.New(errs.Unavailable, "connect to %s (%s): %s", host, to, by).WithStep(errs.StepConnect).
-		WithHint("%s", checkHint(m.Gateway, host, to.Port())).On(objectName(core.KindDataSource, src.Name), "")
+func newDenial(m core.Member, src memberapi.Source, rules *policy.Evaluator, f policy.Flow, v policy.Verdict) *denial {
+	host, to := src.Parameters["host"], netip.AddrPortFrom(f.Destination, f.DestinationPort)
+	why, hint := noRoute(f, v), routeHint(rules, f)
+	if by, denied := v.Denial(); denied {
+		why, hint = by.String(), checkHint(m.Gateway, host, f.DestinationPort)
+	}
+	e := errs.New(errs.Unavailable, "connect to %s (%s): %s", host, to, why).WithStep(errs.StepConnect).
+		WithHint("%s", hint).On(objectName(core.KindDataSource, src.Name), "")
 	return &denial{err: e, to: to}
+}
+
+// noRoute says why a flow leads nowhere.
+func noRoute(f policy.Flow, v policy.Verdict) string {
+	return fmt.Sprintf("no route to %s (%s)", f.Destination, v.Route)
 }
 
 func checkHint(gateway, host string, port uint16) string {
@@ -139,6 +157,8 @@ type contact struct {
 	inflight int
 	begun    int64 // requests, ever
 	likely   bool  // a connection may be there
+	// to lists where it would lead, as far as that is known.
+	to []netip.Addr
 }
 
 // maxContacts is how many are kept before those of members that are gone are dropped.
@@ -165,22 +185,22 @@ func (c *contacts) contact(m core.Member, uid string, live func(id string, gener
 }
 
 // enter decides about a request and, if it may go, begins it: end must be called with
-// what came of it. denied is asked only where a denial would be certain.
-func (c *contacts) enter(m core.Member, uid string, fresh bool, live func(string, int64) bool, denied func() *denial) (end func(error), no *denial) {
+// what came of it. judge says what a new connection would meet; that counts for a request
+// which needs one, and for one whose connection, if there is any, leads where no route
+// does any more.
+func (c *contacts) enter(m core.Member, uid string, fresh bool, live func(string, int64) bool, judge func() ([]netip.Addr, *denial)) (end func(error), no *denial) {
+	to, no := judge()
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	at := c.contact(m, uid, live)
 	certain := fresh || !at.likely && at.inflight == 0
-	c.mu.Unlock()
-	if certain {
-		if no = denied(); no != nil {
-			return nil, no
-		}
+	if no != nil && (certain || no.cut && at.leadsInto(to)) {
+		return nil, no
 	}
 	if fresh {
 		return func(error) {}, nil // it leaves no connection behind
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	at.expect(to)
 	at.begun++
 	alone, number := at.inflight == 0, at.begun
 	at.inflight++
@@ -193,6 +213,35 @@ func (c *contacts) enter(m core.Member, uid string, fresh bool, live func(string
 			at.learn(err, alone && at.begun == number)
 		})
 	}, nil
+}
+
+// leadsInto says that a connection can't lead anywhere else.
+func (at *contact) leadsInto(to []netip.Addr) bool {
+	return len(at.to) > 0 && !slices.ContainsFunc(at.to, func(a netip.Addr) bool { return !slices.Contains(to, a) })
+}
+
+// maxExpected bounds the addresses that are remembered of one contact; of one with more,
+// none are.
+const maxExpected = 16
+
+// expect adds where a new connection may lead. What is not certain makes all unknown.
+func (at *contact) expect(to []netip.Addr) {
+	none := !at.likely && at.inflight == 0 // so far
+	if none {
+		at.to = nil
+	}
+	if known := none || len(at.to) > 0; !known || len(to) == 0 {
+		at.to = nil
+		return
+	}
+	for _, a := range to {
+		if !slices.Contains(at.to, a) {
+			at.to = append(at.to, a)
+		}
+	}
+	if len(at.to) > maxExpected {
+		at.to = nil
+	}
 }
 
 // learn draws from a request's end whether the member has a connection now. One that was
@@ -215,8 +264,8 @@ func (at *contact) learn(err error, alone bool) {
 // admit lets a request to a member go, or returns the denial that it is certain to meet.
 // A request that always makes a connection of its own is fresh.
 func (s *Service) admit(ctx context.Context, t core.TenantID, g fleet.Grant, tgt target, fresh bool) (func(error), error) {
-	end, no := s.contacts.enter(g.Member, tgt.uid, fresh, s.opts.Fleet.Live, func() *denial {
-		return s.certainlyDenied(ctx, t, g.Member, tgt)
+	end, no := s.contacts.enter(g.Member, tgt.uid, fresh, s.opts.Fleet.Live, func() ([]netip.Addr, *denial) {
+		return s.judge(ctx, t, g.Member, tgt)
 	})
 	if no != nil {
 		return nil, no

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -112,6 +113,7 @@ func TestWhatIsNotCertainIsTried(t *testing.T) {
 	rule := func(spec string) Document {
 		return doc(core.KindNetworkSecurityGroup, `{"name":"gateways","rules":[`+spec+`]}`)
 	}
+	const allowAll = `{"name":"all","priority":200,"direction":"Outbound","access":"Allow","protocol":"Any"}`
 	const denyAll = `{"name":"all","priority":200,"direction":"Outbound","access":"Deny","protocol":"Any","destination":["Any"]}`
 	for _, tt := range []struct {
 		name   string
@@ -134,7 +136,8 @@ func TestWhatIsNotCertainIsTried(t *testing.T) {
 			doc(core.KindNetworkSecurityGroup, `{"name":"data","rules":[]}`)}, false},
 		{"a resolver that is denied, too", "orders.corp.internal", "", []Document{rule(strings.Replace(denyAll, `"Any"]`, `"Any","PlatformDNS"]`, 1))}, false},
 		{"the member's loopback", "127.0.0.1", "", []Document{rule(denyAll)}, false},
-		{"allowed, without a route", "10.20.9.9", "", []Document{rule(`{"name":"all","priority":200,"direction":"Outbound","access":"Allow","protocol":"Any"}`)}, false},
+		{"allowed, without a route", "10.20.9.9", "", []Document{rule(allowAll)}, true},
+		{"allowed, a route to None", "10.20.1.4", "", []Document{rule(allowAll), doc(core.KindRouteTable, `{"name":"private","routes":[`+noData+`]}`), routed(t)}, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -180,6 +183,49 @@ func TestAConnectionOutlivesTheRule(t *testing.T) {
 	}
 	if _, err := r.query(); err == nil || n.Load() != 1 || strings.Count(err.Error(), theRule) != 1 {
 		t.Errorf("now it is known: %v, asked %d times", err, n.Load())
+	}
+}
+
+// routed is the example's network, whose subnet gateways has the route table private.
+func routed(t *testing.T) Document {
+	t.Helper()
+	for _, d := range example(t) {
+		if d.Kind == core.KindVirtualNetwork {
+			return doc(d.Kind, strings.Replace(string(canonical(t, d.Spec)), `"name":"gateways",`, `"name":"gateways","routeTable":"private",`, 1))
+		}
+	}
+	t.Fatal("the example has no network")
+	return Document{}
+}
+
+// TestARouteToNoneIsToldAtOnce: unlike a rule, it ends the connection that a member has.
+func TestARouteToNoneIsToldAtOnce(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.apply(example(t)...)
+	r.host()
+	n := r.asked(wholeAnswer)
+	if _, err := r.query(); err != nil {
+		t.Fatal(err)
+	}
+	table := func(routes string) Document {
+		return doc(core.KindRouteTable, `{"name":"private","routes":[`+routes+`]}`)
+	}
+	r.apply(table(noData), routed(t))
+	_, err := r.query()
+	const want = "connect to orders.corp.internal (10.20.1.4:5432): no route to 10.20.1.4 (none: route private/no-data (10.20.1.0/24 → None))"
+	if e := errs.As(err); err == nil || e.Message != want || e.Step != errs.StepConnect || !strings.Contains(e.Hint, "change route no-data of RouteTable/private") || n.Load() != 1 {
+		t.Errorf("on the connection that the route cut: %+v, asked %d times", e, n.Load())
+	}
+	// The connection leads to the address that the name had, which a route leads to.
+	r.apply(table(strings.Replace(noData, "10.20.1.0/24", "192.0.2.0/24", 1)),
+		doc(core.KindDataSource, `{"name":"orders","gateway":"corp-bi","type":"postgres","parameters":{"host":"192.0.2.1","database":"orders"},"credentials":{"kind":"basic","username":"report"}}`))
+	if _, err := r.query(); err != nil || n.Load() != 2 {
+		t.Errorf("on a connection that may lead elsewhere: %v, asked %d times", err, n.Load())
+	}
+	r.apply(table(""))
+	if _, err := r.query(); err != nil || n.Load() != 3 {
+		t.Errorf("with the route gone: %v, asked %d times", err, n.Load())
 	}
 }
 
@@ -236,16 +282,15 @@ func TestWhoWasNotAloneProvesNothing(t *testing.T) {
 func TestMembersFromBeforeMayHaveConnections(t *testing.T) {
 	t.Parallel()
 	made := time.Now()
-	asked := 0
-	no := func() *denial { asked++; return &denial{err: errs.New(errs.Unavailable, "denied")} }
+	no := func() ([]netip.Addr, *denial) { return nil, &denial{err: errs.New(errs.Unavailable, "denied")} }
 	live := func(string, int64) bool { return true }
 	c := newContacts(made.Add(time.Second))
 	old, young := core.Member{ID: "old", CreatedAt: made}, core.Member{ID: "young", CreatedAt: made.Add(time.Minute)}
-	if _, d := c.enter(young, "s", false, live, no); d == nil || asked != 1 {
+	if _, d := c.enter(young, "s", false, live, no); d == nil {
 		t.Error("a new member's connection was not denied at once")
 	}
 	end, d := c.enter(old, "s", false, live, no)
-	if d != nil || asked != 1 {
+	if d != nil {
 		t.Error("an old member's connection was denied at once")
 	}
 	end(errs.New(errs.Unavailable, "x").WithStep(errs.StepConnect))
@@ -262,7 +307,7 @@ func TestMembersFromBeforeMayHaveConnections(t *testing.T) {
 func TestOverlapProvesNothing(t *testing.T) {
 	t.Parallel()
 	failed := errs.New(errs.Unavailable, "x").WithStep(errs.StepConnect)
-	denied := func() *denial { return &denial{err: failed} }
+	denied := func() ([]netip.Addr, *denial) { return nil, &denial{err: failed} }
 	live := func(string, int64) bool { return true }
 	for name, run := range map[string]func(begin func() func(error)){
 		"begun before":          func(begin func() func(error)) { other := begin(); own := begin(); other(nil); own(failed) },
@@ -283,12 +328,15 @@ func TestOverlapProvesNothing(t *testing.T) {
 	}
 }
 
+// anywhere judges a source of which nothing is certain.
+func anywhere() ([]netip.Addr, *denial) { return nil, nil }
+
 // TestContactsOfTheGoneAreForgotten: a long life among many members costs no memory.
 func TestContactsOfTheGoneAreForgotten(t *testing.T) {
 	t.Parallel()
 	c := newContacts(time.Now())
 	for i := range 3 * maxContacts {
-		end, _ := c.enter(core.Member{ID: fmt.Sprint(i)}, "s", false, func(id string, _ int64) bool { return id == "0" }, nil)
+		end, _ := c.enter(core.Member{ID: fmt.Sprint(i)}, "s", false, func(id string, _ int64) bool { return id == "0" }, anywhere)
 		end(nil)
 	}
 	if n := len(c.of); n > maxContacts {
@@ -316,15 +364,15 @@ func TestDenialKeepsNoSecret(t *testing.T) {
 func BenchmarkAdmit(b *testing.B) {
 	sn := &snapshot{}
 	key := flowKey{uid: "s"}
-	sn.allowed.Store(key, true)
+	sn.allowed.Store(key, []netip.Addr{netip.MustParseAddr("10.20.1.4")})
 	c := newContacts(time.Now())
 	m := core.Member{ID: "m", CreatedAt: time.Now().Add(time.Hour)}
 	for b.Loop() {
-		end, _ := c.enter(m, "s", false, nil, func() *denial {
-			if _, ok := sn.allowed.Load(key); ok {
-				return nil
+		end, _ := c.enter(m, "s", false, nil, func() ([]netip.Addr, *denial) {
+			if to, ok := sn.allowed.Load(key); ok {
+				return to.([]netip.Addr), nil
 			}
-			return &denial{}
+			return nil, &denial{}
 		})
 		end(nil)
 	}
