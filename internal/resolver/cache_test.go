@@ -3,6 +3,7 @@ package resolver
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -184,7 +185,7 @@ func TestEqualQuestionsAreAskedOnce(t *testing.T) {
 			}
 		})
 	}
-	eventually(t, "all wait", func() bool { return len(s.inFlight) == clients })
+	eventually(t, "all wait", func() bool { return s.waiting.len() == clients })
 	close(release)
 	work.Wait()
 	if n := u.asked.Load(); n != 1 {
@@ -206,7 +207,7 @@ func TestTheFirstWhoAsksGoesAway(t *testing.T) {
 	ask := func(ctx context.Context) chan error {
 		done := make(chan error, 1)
 		go func() {
-			e, _, err := v.lookup(ctx, question("www.example.org.", dns.TypeA), "www.example.org.")
+			e, _, err := v.lookup(ctx, netip.Addr{}, question("www.example.org.", dns.TypeA), "www.example.org.")
 			if err == nil && len(e.answer) != 1 {
 				err = fmt.Errorf("no answer: %s", e.asked)
 			}
@@ -217,7 +218,7 @@ func TestTheFirstWhoAsksGoesAway(t *testing.T) {
 	one := ask(first)
 	eventually(t, "the first asks", func() bool { return u.asked.Load() == 1 })
 	two := ask(t.Context())
-	eventually(t, "the second waits", func() bool { return len(v.slots) == 2 })
+	eventually(t, "the second waits", func() bool { return v.waiting.len() == 2 })
 	goAway()
 	if err := <-one; err == nil {
 		t.Error("the first was answered")

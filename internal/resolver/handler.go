@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"strings"
 
 	"github.com/miekg/dns"
@@ -20,7 +21,7 @@ const (
 // serve answers one question, or drops it.
 func (r *Resolver) serve(ctx context.Context, w dns.ResponseWriter, q *dns.Msg) {
 	_, udp := w.RemoteAddr().(*net.UDPAddr)
-	reply, res := r.answer(ctx, q, udp)
+	reply, res := r.answer(ctx, clientOf(w.RemoteAddr()), q, udp)
 	if reply == nil {
 		return
 	}
@@ -43,7 +44,7 @@ func udpSize(q *dns.Msg) int {
 }
 
 // answer gives the reply, or nil for a question over UDP that there is no room for.
-func (r *Resolver) answer(ctx context.Context, q *dns.Msg, udp bool) (*dns.Msg, result) {
+func (r *Resolver) answer(ctx context.Context, client netip.Addr, q *dns.Msg, udp bool) (*dns.Msg, result) {
 	v := r.view.Load()
 	reply := new(dns.Msg)
 	reply.SetReply(q)
@@ -56,9 +57,9 @@ func (r *Resolver) answer(ctx context.Context, q *dns.Msg, udp bool) (*dns.Msg, 
 		reply.Rcode = code
 		return reply, result{}
 	}
-	res, err := v.resolve(ctx, q)
+	res, err := v.resolve(ctx, client, q)
 	if err != nil {
-		if udp && errors.Is(err, errBusy) {
+		if udp && (errors.Is(err, errBusy) || errors.Is(err, errClientBusy)) {
 			return nil, res
 		}
 		reply.Rcode = dns.RcodeServerFailure

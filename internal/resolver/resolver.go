@@ -35,6 +35,8 @@ type Options struct {
 	// MaxInFlight bounds how many questions wait for servers at once; one more is
 	// dropped over UDP and fails over TCP. Default 512.
 	MaxInFlight int
+	// MaxInFlightPerClient bounds those of one client. Default 64.
+	MaxInFlightPerClient int
 }
 
 // Limits that nobody needs to set.
@@ -49,15 +51,15 @@ const (
 
 // Resolver answers DNS questions. Its methods may be called from several goroutines.
 type Resolver struct {
-	dial     func(ctx context.Context, network string, s upstream.Server) (net.Conn, error)
-	inFlight chan struct{}
-	mu       sync.Mutex // of Update
-	view     atomic.Pointer[view]
+	dial    func(ctx context.Context, network string, s upstream.Server) (net.Conn, error)
+	waiting *waiting
+	mu      sync.Mutex // of Update
+	view    atomic.Pointer[view]
 }
 
 // New makes a resolver; it answers once Serve is called.
 func New(o Options) *Resolver {
-	r := &Resolver{dial: o.Dial, inFlight: make(chan struct{}, cmp.Or(o.MaxInFlight, 512))}
+	r := &Resolver{dial: o.Dial, waiting: newWaiting(cmp.Or(o.MaxInFlight, 512), cmp.Or(o.MaxInFlightPerClient, 64))}
 	r.Update(o.Config)
 	return r
 }

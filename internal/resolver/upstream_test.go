@@ -240,6 +240,38 @@ func TestWaitingQuestionsAreBounded(t *testing.T) {
 	}
 }
 
+// TestOneClientLeavesRoomForTheOthers: one that asks as much as it can is turned away,
+// another one's question reaches the server.
+func TestOneClientLeavesRoomForTheOthers(t *testing.T) {
+	t.Parallel()
+	dead := startUpstream(t, silent)
+	s := start(t, Options{Config: Config{Servers: servers(dead.address), Timeout: time.Hour}, MaxInFlight: 8, MaxInFlightPerClient: 3})
+	ask := func(client string, n int) {
+		c, err := (&net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(client)}}).Dial("udp", s.udp)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		for i := range n {
+			b, _ := question(fmt.Sprintf("www%d.%s.example.org.", i, client), dns.TypeA).Pack()
+			_, _ = c.Write(b)
+		}
+	}
+	ask("127.0.0.1", 20)
+	eventually(t, "the first client's share waits", func() bool { return s.waiting.len() == 3 })
+	if got := query(t, "tcp", s.tcp, question("more.example.org.", dns.TypeA)); got.Rcode != dns.RcodeServerFailure {
+		t.Errorf("beyond its share, over TCP: %s", summary(got))
+	}
+	ask("127.0.0.2", 1)
+	eventually(t, "the second client's question waits", func() bool { return s.waiting.len() == 4 })
+	if err := s.stop(); err != nil {
+		t.Error(err)
+	}
+	if n := s.waiting.len(); n != 0 || len(s.waiting.by) != 0 {
+		t.Errorf("%d questions of %d clients still wait", n, len(s.waiting.by))
+	}
+}
+
 // eventually waits until what is said comes true.
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()

@@ -2,8 +2,8 @@ package resolver
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -17,8 +17,6 @@ import (
 // maxAliases bounds how many names may stand for each other.
 const maxAliases = 16
 
-var errBusy = errors.New("too many questions wait for the servers")
-
 // view is everything that answers depend on, at one moment. A change makes a new one, with
 // an empty cache.
 type view struct {
@@ -27,11 +25,11 @@ type view struct {
 	client  *upstream.Client
 	cache   *cache
 	flights flights
-	slots   chan struct{}
+	waiting *waiting
 }
 
 func (r *Resolver) newView(c Config, old *view) *view {
-	v := &view{config: c, zones: newZoneSet(c.Zones), cache: newCache(), slots: r.inFlight}
+	v := &view{config: c, zones: newZoneSet(c.Zones), cache: newCache(), waiting: r.waiting}
 	if old != nil && reflect.DeepEqual(old.config.Servers, c.Servers) && old.config.Timeout == c.Timeout {
 		v.client = old.client // it knows which are down
 		return v
@@ -51,7 +49,7 @@ type result struct {
 }
 
 // resolve follows a name through zones and servers until there are records or none.
-func (v *view) resolve(ctx context.Context, q *dns.Msg) (result, error) {
+func (v *view) resolve(ctx context.Context, client netip.Addr, q *dns.Msg) (result, error) {
 	question := q.Question[0]
 	written, name := question.Name, dns.CanonicalName(question.Name)
 	var res result
@@ -67,7 +65,7 @@ func (v *view) resolve(ctx context.Context, q *dns.Msg) (result, error) {
 		if z := v.zones.find(name); z != nil {
 			res.authoritative = res.authoritative || len(seen) == 1
 			next = res.fromZone(z, name, written, question.Qtype, seen)
-		} else if next2, err := v.fromServers(ctx, &res, q, name, written, seen); err != nil {
+		} else if next2, err := v.fromServers(ctx, client, &res, q, name, written, seen); err != nil {
 			return res, err
 		} else {
 			next = next2
@@ -116,7 +114,7 @@ func (res *result) fromZone(z *zone, name, written string, kind uint16, seen []s
 }
 
 // fromServers adds what the servers say, and returns the alias to follow.
-func (v *view) fromServers(ctx context.Context, res *result, q *dns.Msg, name, written string, seen []string) (string, error) {
+func (v *view) fromServers(ctx context.Context, client netip.Addr, res *result, q *dns.Msg, name, written string, seen []string) (string, error) {
 	if len(v.config.Servers) == 0 {
 		res.rcode = dns.RcodeRefused
 		if len(seen) > 1 {
@@ -125,7 +123,7 @@ func (v *view) fromServers(ctx context.Context, res *result, q *dns.Msg, name, w
 		res.explain(codeServers, seen, plainName(name)+" is in no private zone, and there is no server to ask")
 		return "", nil
 	}
-	e, cached, err := v.lookup(ctx, q, name)
+	e, cached, err := v.lookup(ctx, client, q, name)
 	if err != nil {
 		return "", err
 	}
@@ -157,18 +155,16 @@ func (v *view) fromServers(ctx context.Context, res *result, q *dns.Msg, name, w
 
 // lookup gives the servers' answer about a name: one that is kept, or a new one. Equal
 // questions at one time are asked once.
-func (v *view) lookup(ctx context.Context, q *dns.Msg, name string) (e *kept, cached bool, err error) {
+func (v *view) lookup(ctx context.Context, client netip.Addr, q *dns.Msg, name string) (e *kept, cached bool, err error) {
 	o := q.IsEdns0()
 	k := key{name: name, kind: q.Question[0].Qtype, do: o != nil && o.Do(), cd: q.CheckingDisabled}
 	if e := v.cache.get(k, time.Now()); e != nil {
 		return e, true, nil
 	}
-	select {
-	case v.slots <- struct{}{}:
-		defer func() { <-v.slots }()
-	default:
-		return nil, false, errBusy
+	if err := v.waiting.enter(client); err != nil {
+		return nil, false, err
 	}
+	defer v.waiting.leave(client)
 	for {
 		e, leads := v.flights.join(k)
 		if leads {
