@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -18,6 +19,9 @@ type NATInput struct {
 	SNAT []netip.Addr
 	// InsidePrefixes are what may come in at Inside, and nothing else.
 	InsidePrefixes []netip.Prefix
+	// MemberFlows bounds the flows that one member may have here. Default MaxMemberFlows.
+	// The virtual network's own bound does not hold here: it forgets UDP flows sooner.
+	MemberFlows int
 }
 
 // The ports that a translated flow may leave from: NATPorts of each address, for TCP
@@ -99,6 +103,12 @@ func (c *natCompiler) header() {
 		"\t\ttype ipv4_addr",
 		"\t\tflags interval",
 		"\t\telements = { "+strings.Join(texts(merge(inside), span.addressText), ", ")+" }",
+		"\t}", "",
+		"\t# how many flows each member has here",
+		"\tset flows {",
+		"\t\ttype ipv4_addr",
+		"\t\tsize 65535",
+		"\t\tflags dynamic",
 		"\t}", "")
 }
 
@@ -123,6 +133,8 @@ func (c *natCompiler) forward() {
 		"\t\tct state invalid counter drop comment \"invalid\"",
 		fmt.Sprintf("\t\tiifname != %q counter drop comment \"unsolicited\"", c.in.Inside),
 		fmt.Sprintf("\t\toifname != %q counter drop comment \"no route\"", c.in.Outside),
+		fmt.Sprintf("\t\tadd @flows { ip saddr ct count over %d } counter drop comment \"more flows than a member may have here\"",
+			cmp.Or(c.in.MemberFlows, MaxMemberFlows)),
 		"\t\ttcp flags & (fin | syn | rst | ack) == syn counter accept comment \"new TCP flow\"",
 		"\t\tmeta l4proto udp counter accept comment \"new UDP flow\"",
 		"\t\ticmp type echo-request counter accept comment \"ping\"",

@@ -51,6 +51,9 @@ type Options struct {
 	// MaxEndpointConnsPerMember bounds those of one member, so that none takes all.
 	// Default 256: two for each query that the tunnel can carry at a time.
 	MaxEndpointConnsPerMember int
+	// MaxNATFlowsPerMember bounds the flows of one member in a NAT gateway. Default:
+	// policy.MaxMemberFlows, and at most an eighth of what the kernel tracks.
+	MaxNATFlowsPerMember int
 	// DialTimeout bounds the dial to a private endpoint's target. Default 5 s.
 	DialTimeout time.Duration
 	// Splicer joins the connections of private endpoints to their targets, and keeps them

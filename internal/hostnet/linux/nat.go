@@ -163,7 +163,7 @@ func (n *Network) ensureNAT(ctx context.Context, v *vnet, g *natGateway) (err er
 		return err
 	}
 	text, err := policy.CompileNAT(policy.NATInput{
-		Inside: insideName, Outside: outsideName, SNAT: g.sources(), InsidePrefixes: g.prefs,
+		Inside: insideName, Outside: outsideName, SNAT: g.sources(), InsidePrefixes: g.prefs, MemberFlows: n.natFlows(),
 	})
 	if err != nil {
 		return err
@@ -203,6 +203,19 @@ func (n *Network) ensureNAT(ctx context.Context, v *vnet, g *natGateway) (err er
 		return err
 	}
 	return n.pruneNAT(g, inN)
+}
+
+// natFlows bounds the flows of one member in a NAT gateway, so that it takes eight at the
+// least to fill the connection tracking, which is the same for all members.
+func (n *Network) natFlows() int {
+	if n.opts.MaxNATFlowsPerMember > 0 {
+		return n.opts.MaxNATFlowsPerMember
+	}
+	text, err := readSysctl(trackingMaxKey)
+	if tracked, numErr := strconv.Atoi(text); err == nil && numErr == nil && tracked > 0 {
+		return min(policy.MaxMemberFlows, max(tracked/8, 1))
+	}
+	return policy.MaxMemberFlows
 }
 
 func (n *Network) openNAT(g *natGateway, why string) (err error) {
