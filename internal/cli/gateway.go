@@ -92,40 +92,6 @@ func (a *app) testDataSource(ctx context.Context, name string) error {
 	return nil
 }
 
-func (a *app) checkCommand() *cobra.Command {
-	var gateway, from, to, protocol string
-	var dry, routes bool
-	var timeout time.Duration
-	cmd := &cobra.Command{
-		Use:   "check -g GATEWAY {--to HOST:PORT | --effective-routes}",
-		Short: "Tell whether a gateway may reach a destination, by which rules, and whether it does",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if routes {
-				return a.effectiveRoutes(cmd.Context(), gateway)
-			}
-			host, port, err := splitHostPort(to)
-			if err != nil {
-				return err
-			}
-			in := client.Check{Gateway: gateway, From: from, Host: host, Port: port, Protocol: protocolOf(protocol), Dry: dry, Timeout: timeout}
-			return a.check(cmd.Context(), in)
-		},
-	}
-	fl := cmd.Flags()
-	fl.StringVarP(&gateway, "gateway", "g", "", "gateway")
-	fl.StringVar(&from, "from", "member", "member, or subnet: any address of the gateway's subnet, rules only")
-	fl.StringVar(&to, "to", "", "HOST:PORT")
-	fl.StringVar(&protocol, "protocol", "tcp", "tcp; with --dry also udp, icmp")
-	fl.BoolVar(&dry, "dry", false, "the rules' verdict alone, no probe")
-	fl.DurationVar(&timeout, "timeout", 5*time.Second, "bound on the probe")
-	fl.BoolVar(&routes, "effective-routes", false, "the routes of the gateway's subnet, and no check")
-	_ = cmd.RegisterFlagCompletionFunc("gateway", func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-		return a.names(cmd, "gateways"), cobra.ShellCompDirectiveNoFileComp
-	})
-	return cmd
-}
-
 func splitHostPort(to string) (string, uint16, error) {
 	host, portText, err := net.SplitHostPort(to)
 	if err != nil {
@@ -152,40 +118,6 @@ func protocolOf(word string) core.Protocol {
 		return core.ProtocolAH
 	}
 	return core.Protocol(word)
-}
-
-func (a *app) check(ctx context.Context, in client.Check) error {
-	c, err := a.client()
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	var out client.CheckResult
-	if err := c.Post(ctx, "/v1/check", in, &out); err != nil {
-		return err
-	}
-	verdict := "denied"
-	if out.Allowed {
-		verdict = "allowed"
-	}
-	fmt.Fprintf(a.Out, "rules: %s  %s → %s\n", verdict, out.Source, net.JoinHostPort(orText(out.Destination, in.Host), strconv.Itoa(int(in.Port))))
-	for _, r := range out.Reasons {
-		fmt.Fprintf(a.Out, "  %s\n", r)
-	}
-	if p := out.Probe; p != nil {
-		if p.Connected {
-			fmt.Fprintf(a.Out, "probe: connected in %s\n", milliseconds(p.Connect))
-		} else {
-			fmt.Fprintf(a.Out, "probe: %s\n", p.Error)
-		}
-	}
-	if out.Agree != nil {
-		fmt.Fprintln(a.Out, map[bool]string{true: "rules and probe agree", false: "rules and probe don't agree"}[*out.Agree])
-	}
-	if !out.Allowed || out.Probe != nil && !out.Probe.Connected {
-		return errs.New(errs.Unavailable, "%s can't be reached from gateway %s", net.JoinHostPort(in.Host, strconv.Itoa(int(in.Port))), in.Gateway)
-	}
-	return nil
 }
 
 func orText(s, other string) string {

@@ -80,8 +80,15 @@ type CheckInput struct {
 	Protocol core.Protocol `json:"protocol,omitempty"` // TCP by default
 	Dry      bool          `json:"dry,omitempty"`      // no probe
 	Timeout  time.Duration `json:"timeoutNs,omitempty"`
-	// EffectiveRoutes asks for the routes of the gateway's subnet and nothing else.
+	// VNet and Subnet stand in place of Gateway where nothing but what holds is asked.
+	VNet   string `json:"vnet,omitempty"`
+	Subnet string `json:"subnet,omitempty"`
+	// EffectiveRules, EffectiveRoutes and NextHop ask for what holds, and nothing else:
+	// the rules and routes of a gateway's members or a subnet; where Host, an address or a
+	// name of a private zone, is from there.
+	EffectiveRules  bool `json:"effectiveRules,omitempty"`
 	EffectiveRoutes bool `json:"effectiveRoutes,omitempty"`
+	NextHop         bool `json:"nextHop,omitempty"`
 }
 
 // CheckResult is the verdict of the rules and, unless Dry, what a real probe met.
@@ -92,7 +99,26 @@ type CheckResult struct {
 	Reasons     []string                 `json:"reasons"` // one line per decision: NSG rules, route, NAT
 	Probe       *memberapi.ProbeResponse `json:"probe,omitempty"`
 	Agree       *bool                    `json:"agree,omitempty"` // rules and probe say the same
+	Endpoint    *EndpointAt              `json:"endpoint,omitempty"`
+	Rules       []policy.EffectiveRule   `json:"rules,omitempty"`
 	Routes      []policy.EffectiveRoute  `json:"routes,omitempty"`
+	NextHop     *NextHop                 `json:"nextHop,omitempty"`
+}
+
+// EndpointAt is the private endpoint that answers on a destination's address.
+type EndpointAt struct {
+	Name   string `json:"name"`
+	VNet   string `json:"vnet"`
+	Port   uint16 `json:"port"`
+	Target string `json:"target"`
+}
+
+// NextHop is where packets to an address go.
+type NextHop struct {
+	NextHop core.NextHop `json:"nextHop"`
+	Through string       `json:"through,omitempty"` // the appliance, peer, uplink or NAT gateway
+	Route   string       `json:"route,omitempty"`   // that decides, in words
+	Reason  string       `json:"reason,omitempty"`  // why it leads nowhere
 }
 
 // Frontend is what the query and resource front ends need of the service. Every

@@ -36,6 +36,9 @@ func (s *Service) Check(ctx context.Context, in CheckInput) (CheckResult, error)
 	if err := checkInput(&in); err != nil {
 		return CheckResult{}, err
 	}
+	if in.effective() {
+		return s.effective(ctx, p.Tenant, in)
+	}
 	ref, err := s.gatewayRef(ctx, p.Tenant, in.Gateway)
 	if err != nil {
 		return CheckResult{}, err
@@ -43,9 +46,6 @@ func (s *Service) Check(ctx context.Context, in CheckInput) (CheckResult, error)
 	vnet, gw, err := s.networkOf(ctx, p.Tenant, in.Gateway)
 	if err != nil {
 		return CheckResult{}, err
-	}
-	if in.EffectiveRoutes {
-		return effectiveRoutes(vnet, gw), nil
 	}
 	var out CheckResult
 	from := s.anyMember(ref.UID, p.Tenant, vnet, gw.Subnet)
@@ -75,6 +75,7 @@ func (s *Service) Check(ctx context.Context, in CheckInput) (CheckResult, error)
 		out.Reasons = append(out.Reasons, d.String())
 	}
 	out.Reasons = append(out.Reasons, routeReason(rules, flow, verdict))
+	out.Endpoint = s.endpointAt(ctx, p.Tenant, vnet, to, in.Port)
 	if out.Probe != nil {
 		// A refusal by the destination is an answer: the rules let the packets pass. One
 		// by the member's own loopback is not: nothing has left it.
@@ -93,10 +94,14 @@ func checkInput(in *CheckInput) error {
 		in.Timeout = probeTimeout
 	}
 	switch {
-	case in.Gateway == "":
-		return errs.New(errs.Invalid, "the check names no gateway")
-	case in.EffectiveRoutes:
+	case in.Gateway == "" && !(in.effective() && in.VNet != "" && in.Subnet != ""):
+		return errs.New(errs.Invalid, "the check names no gateway").WithHint("a gateway; or, for what holds in a subnet, a virtual network and a subnet")
+	case in.NextHop && in.Host == "":
+		return errs.New(errs.Invalid, "the check names no address to find the next hop of")
+	case in.effective():
 		return nil
+	case in.VNet != "" || in.Subnet != "":
+		return errs.New(errs.Invalid, "a connection is checked from a gateway, not from a subnet").WithHint("--gateway, with --from subnet for any address of its subnet")
 	case in.Host == "" || in.Port == 0:
 		return errs.New(errs.Invalid, "the check names no destination").WithHint("--to HOST:PORT")
 	case !slices.Contains([]core.Protocol{core.ProtocolTCP, core.ProtocolUDP, core.ProtocolICMP, core.ProtocolESP, core.ProtocolAH}, in.Protocol):

@@ -58,19 +58,27 @@ func hostsApart(a, b core.Stored, members []core.Member) string {
 // connected to, for flows that begin on a host; "" where nothing runs yet.
 func (s *Service) evaluator(ctx context.Context, t core.TenantID, v core.GoalVNet, host string) *policy.Evaluator {
 	out, members := policy.NewEvaluator(v, resolvers(v)), s.opts.Fleet.Members(t)
-	defer func() { out.On(host, members) }()
+	for _, peer := range s.peers(ctx, t, v, members) {
+		out.AddPeer(peer, resolvers(peer))
+	}
+	out.On(host, members)
+	return out
+}
+
+// peers are the networks that one is connected to, as a host sees them.
+func (s *Service) peers(ctx context.Context, t core.TenantID, v core.GoalVNet, members []core.Member) []core.GoalVNet {
 	if len(v.Peers) == 0 {
-		return out
+		return nil
 	}
 	sn, err := s.snap(ctx, t)
 	if err != nil {
-		return out
+		return nil
 	}
+	var out []core.GoalVNet
 	for _, p := range v.Peers {
 		r := sn.byName[core.KindVirtualNetwork][p.Name]
 		if spec, ok := r.Spec.(*core.VirtualNetwork); ok {
-			peer := placement.VNet(r, spec, sn.all, members)
-			out.AddPeer(peer, resolvers(peer))
+			out = append(out, placement.VNet(r, spec, sn.all, members))
 		}
 	}
 	return out
@@ -91,13 +99,4 @@ func routeHint(rules *policy.Evaluator, f policy.Flow) string {
 		return fmt.Sprintf("change route %s of RouteTable/%s, or the subnet's routeTable; \"sluice check --effective-routes\" lists what holds", by.Name, by.Table)
 	}
 	return "give the subnet a NAT gateway, or the data source an address inside the network"
-}
-
-func effectiveRoutes(v core.GoalVNet, gw *core.Gateway) CheckResult {
-	for _, sub := range v.Subnets {
-		if sub.Name == gw.Subnet {
-			return CheckResult{Source: sub.Prefix.String(), Reasons: []string{}, Routes: policy.EffectiveRoutes(v, sub)}
-		}
-	}
-	return CheckResult{Reasons: []string{}}
 }
