@@ -10,11 +10,29 @@ type Gateway struct {
 	Size      MemberSize  `json:"size,omitzero"`
 	// Classes are the limits of its queries; Limits has the defaults.
 	Classes Classes `json:"classes,omitzero"`
+	// Schedule wakes and pauses it at set times.
+	Schedule []ScheduledAct `json:"schedule,omitempty"`
 	// NetworkSecurityGroup applies to each member's interface, beside the subnet's.
 	NetworkSecurityGroup string `json:"networkSecurityGroup,omitempty"`
 	// ApplicationSecurityGroups that its members' addresses belong to.
 	ApplicationSecurityGroups []string `json:"applicationSecurityGroups,omitempty"`
 }
+
+// ScheduledAct is what is done with a gateway at set times.
+type ScheduledAct struct {
+	Cron     string         `json:"cron"`               // minute, hour, day of the month, month, day of the week
+	TimeZone string         `json:"timeZone,omitempty"` // "Europe/Berlin"; default UTC
+	Action   ScheduleAction `json:"action"`
+}
+
+// ScheduleAction says what a scheduled act does.
+type ScheduleAction string
+
+// The scheduled acts. A pause waits until the gateway is idle.
+const (
+	ScheduleWake  ScheduleAction = "wake"
+	SchedulePause ScheduleAction = "pause"
+)
 
 // MemberRange bounds how many members a gateway runs. Max defaults to 1.
 type MemberRange struct {

@@ -36,7 +36,7 @@ func Defaults(r core.Resource) {
 	case *core.NATGateway:
 		setDefault(&r.IdleTimeout, minIdleTimeout)
 	case *core.Gateway:
-		setDefault(&r.Members.Max, defaultMembers)
+		setDefault(&r.Members.Max, max(r.Members.Min, defaultMembers))
 		setDefault(&r.AutoPause, defaultAutoPause)
 		setDefault(&r.Size.CPUs, defaultCPUs)
 		setDefault(&r.Size.MemoryMiB, defaultMemoryMiB)

@@ -1,6 +1,8 @@
 package validate
 
 import (
+	"errors"
+	"fmt"
 	"slices"
 	"sort"
 	"strings"
@@ -8,6 +10,7 @@ import (
 
 	"github.com/sluice-gateway/sluice/internal/catalog"
 	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/schedule"
 )
 
 const (
@@ -42,8 +45,20 @@ func (c *checker) gateway(g *core.Gateway) {
 	}
 	c.classLimits("classes.interactive", g.Limits(core.ClassInteractive))
 	c.classLimits("classes.refresh", g.Limits(core.ClassRefresh))
+	for i, a := range g.Schedule {
+		c.scheduled(fmt.Sprintf("schedule[%d].", i), a)
+	}
 	c.delegated(g)
 	c.memberships(g.ApplicationSecurityGroups)
+}
+
+func (c *checker) scheduled(at string, a core.ScheduledAct) {
+	oneOf(c, at+"action", a.Action, core.ScheduleWake, core.SchedulePause)
+	_, err := schedule.Parse(a)
+	var bad *schedule.Error
+	if errors.As(err, &bad) {
+		c.bad(at+bad.Field, "%s", bad.Reason)
+	}
 }
 
 func (c *checker) delegated(g *core.Gateway) {

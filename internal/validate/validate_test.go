@@ -392,15 +392,21 @@ func TestGateways(t *testing.T) {
 	}
 	const o = "Gateway/corp-bi "
 	run(t, map[string]testCase{
-		"0 to 9":        {members(0, 9), ""},
-		"9 to 9":        {members(9, 9), ""},
-		"10":            {members(0, 10), o + "members.max: 10 is above 9, the most that a gateway may have"},
-		"-1":            {members(-1, 2), o + "members.min: -1 is below 0"},
-		"max -1":        {members(0, -1), o + "members.max: -1 is below 1"},
-		"min over max":  {members(3, 2), o + "members.min: 3 is above members.max, which is 2"},
-		"1s":            {gw(func(g *core.Gateway) { g.AutoPause = core.Duration(time.Second) }), ""},
-		"never":         {gw(func(g *core.Gateway) { g.AutoPause = core.Never }), ""},
-		"below 1s":      {gw(func(g *core.Gateway) { g.AutoPause = core.Duration(time.Millisecond) }), o + "autoPause: 1ms is below 1s"},
+		"0 to 9":       {members(0, 9), ""},
+		"9 to 9":       {members(9, 9), ""},
+		"10":           {members(0, 10), o + "members.max: 10 is above 9, the most that a gateway may have"},
+		"-1":           {members(-1, 2), o + "members.min: -1 is below 0"},
+		"max -1":       {members(0, -1), o + "members.max: -1 is below 1"},
+		"min over max": {members(3, 2), o + "members.min: 3 is above members.max, which is 2"},
+		"1s":           {gw(func(g *core.Gateway) { g.AutoPause = core.Duration(time.Second) }), ""},
+		"never":        {gw(func(g *core.Gateway) { g.AutoPause = core.Never }), ""},
+		"below 1s":     {gw(func(g *core.Gateway) { g.AutoPause = core.Duration(time.Millisecond) }), o + "autoPause: 1ms is below 1s"},
+		"a schedule": {gw(func(g *core.Gateway) {
+			g.Schedule = []core.ScheduledAct{{Cron: "0 7 * * 1-5", TimeZone: "Europe/Berlin", Action: core.ScheduleWake}, {Cron: "0 19 * * *", Action: core.SchedulePause}}
+		}), ""},
+		"a schedule that is wrong": {gw(func(g *core.Gateway) {
+			g.Schedule = []core.ScheduledAct{{Cron: "0 7 * * 1-5", Action: core.ScheduleWake}, {Cron: "0 25 * * *", Action: "stop"}}
+		}), o + `schedule[1].action: "stop" is none of wake, pause` + "\n" + o + `schedule[1].cron: "0 25 * * *" is not five fields (minute, hour, day of the month, month, day of the week), such as "0 7 * * 1-5": end of range (25) above maximum (23): 25`},
 		"CPUs":          {gw(func(g *core.Gateway) { g.Size.CPUs = 0.01 }), o + "size.cpus: 0.01 is not from 0.1 to 256"},
 		"half a CPU":    {gw(func(g *core.Gateway) { g.Size.CPUs = 0.5 }), ""},
 		"memory":        {gw(func(g *core.Gateway) { g.Size.MemoryMiB = 63 }), o + "size.memoryMiB: 63 is not from 64 to 4194304"},
