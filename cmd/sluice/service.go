@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+	_ "time/tzdata" // for schedules, where the machine has none
 
 	"github.com/spf13/cobra"
 
@@ -37,6 +38,7 @@ type serviceFlags struct {
 	insecure bool
 	rest     time.Duration
 	lease    time.Duration
+	shrink   time.Duration
 	audit    time.Duration
 	queries  queryLogFlags
 	log      logFlags
@@ -54,6 +56,7 @@ func (f *serviceFlags) add(cmd *cobra.Command) {
 	fl.BoolVar(&f.insecure, "insecure", false, "allow --http and --flight on other machines' networks without TLS")
 	fl.DurationVar(&f.rest, "quarantine", 30*time.Second, "how long an address rests after its member is confirmed gone, before another may have it")
 	fl.DurationVar(&f.lease, "lease-time", 2*time.Minute, "for how long a host's report confirms a lease: one whose host is silent for longer is shown as expired, and kept")
+	fl.DurationVar(&f.shrink, "shrink-after", 5*time.Minute, "for how long fewer members must have been enough before a gateway gives one up")
 	fl.DurationVar(&f.audit, "keep-audit", service.DefaultKeepAudit, "how long entries of the audit log are kept")
 	f.queries.add(cmd)
 	f.log.add(cmd)
@@ -150,7 +153,7 @@ func (s *runningService) openState(ctx context.Context) error {
 	})
 	s.closers.add(hub.Close)
 	fl, err = fleet.New(ctx, fleet.Options{
-		Store: st, Disconnect: hub.Disconnect, Quarantine: s.flags.rest, LeaseTime: s.flags.lease, Logger: s.log,
+		Store: st, Disconnect: hub.Disconnect, Quarantine: s.flags.rest, LeaseTime: s.flags.lease, ShrinkAfter: s.flags.shrink, Logger: s.log,
 	})
 	if err != nil {
 		return err

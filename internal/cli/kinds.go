@@ -34,7 +34,7 @@ var kinds = []kind{
 	{"RouteTable", "routetables", []column{{"NAME", "name", nil}, {"ROUTES", "", routes}}},
 	{"PrivateDNSZone", "privatednszones", []column{{"NAME", "name", nil}, {"ZONE", "zone", nil}, {"VNETS", "vnets", nil}, {"RECORDS", "", count("records")}}},
 	{"PrivateEndpoint", "privateendpoints", []column{{"NAME", "name", nil}, {"VNET", "vnet", nil}, {"SUBNET", "subnet", nil}, {"ADDRESS", "address", nil}, {"TARGET", "target", nil}, {"DNS NAME", "dnsName", nil}}},
-	{"Gateway", "gateways", []column{{"NAME", "name", nil}, {"VNET", "vnet", nil}, {"SUBNET", "subnet", nil}, {"STATE", "status.state", nil}, {"SINCE", "", when("status.since")}, {"MEMBERS", "", count("status.members")}, {"AUTO-PAUSE", "autoPause", nil}, {"REASON", "status.reason", nil}}},
+	{"Gateway", "gateways", []column{{"NAME", "name", nil}, {"VNET", "vnet", nil}, {"SUBNET", "subnet", nil}, {"STATE", "status.state", nil}, {"SINCE", "", when("status.since")}, {"MEMBERS", "", count("status.members")}, {"AUTO-PAUSE", "autoPause", nil}, {"REASON", "", reasons}}},
 	{"DataSource", "datasources", []column{{"NAME", "name", nil}, {"TYPE", "type", nil}, {"GATEWAY", "gateway", nil}, {"HOST", "parameters.host", nil}, {"DATABASE", "parameters.database", nil}, {"STATE", "status.state", nil}, {"NEXT TRY", "", when("status.nextTry")}, {"REASON", "", firstLine("status.reason")}}},
 	{"Member", "members", []column{{"ID", "id", nil}, {"GATEWAY", "gateway", nil}, {"STATE", "state", nil}, {"ADDRESS", "address", nil}, {"HOST", "host", nil}, {"AGE", "", age("createdAt")}, {"REASON", "reason", nil}}},
 	{"Host", "hosts", []column{{"NAME", "name", nil}, {"CONNECTED", "connected", nil}, {"GOAL", "goalVersion", nil}, {"SEEN", "seenVersion", nil}, {"LAST SEEN", "", age("lastSeen")}, {"PROBLEMS", "problems", nil}}},
@@ -151,6 +151,15 @@ func subnetLinks(o map[string]any) string {
 		}
 	}
 	return strings.Join(out, ", ")
+}
+
+// reasons shows why a gateway stands as it does, and what is in its way.
+func reasons(o map[string]any) string {
+	reason, problem := text(lookup(o, "status.reason")), text(lookup(o, "status.problem"))
+	if reason == "" || problem == "" {
+		return reason + problem
+	}
+	return reason + "; " + problem
 }
 
 func timeAt(o map[string]any, path string) time.Time {

@@ -225,6 +225,7 @@ func (w *Work) release() {
 	m.work[last] = nil
 	m.work = m.work[:last]
 	m.inflight--
+	f.lifeOf(m).lastUsed = now
 	if l := w.gate.lines[w.class]; l != nil {
 		l.running--
 		l.queue.Done(w.share)

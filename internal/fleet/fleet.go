@@ -11,8 +11,11 @@ package fleet
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -36,6 +39,11 @@ type Options struct {
 	DrainTimeout time.Duration
 	// Quarantine is how long a released address rests. Default 30 s.
 	Quarantine time.Duration
+	// ShrinkAfter is for how long fewer members must have been enough before one goes. Default 5 min.
+	ShrinkAfter time.Duration
+	// RetireTimeout bounds how long a member that is replaced, or is one too many, may take to
+	// finish its queries. Default 2 h.
+	RetireTimeout time.Duration
 	// LeaseTime is for how long a lease counts as confirmed after a report of its host that
 	// has the member. Default 2 min.
 	LeaseTime time.Duration
@@ -46,20 +54,23 @@ type Fleet struct {
 	opts Options
 	log  *slog.Logger
 
-	mu      sync.Mutex
-	live    map[string]*member            // by ID; those that are not gone
-	members map[string]map[string]*member // the same, by gateway UID
-	hosts   map[string]*session
-	wakes   map[string]*wake         // by gateway UID
-	gates   map[string]*gate         // by gateway UID
-	queued  int                      // requests that wait at a gate
-	pausing map[string]chan struct{} // by gateway UID; closed at the pause's end
-	lives   map[string]*life         // by gateway UID
-	changed chan struct{}            // closed and replaced at every change
-	dirty   map[string]bool
-	unsaved []core.Transition         // oldest first
-	counted map[TransitionCount]int64 // since the start
-	urgent  chan struct{}             // capacity 1: keep has something to do now
+	mu            sync.Mutex
+	live          map[string]*member            // by ID; those that are not gone
+	members       map[string]map[string]*member // the same, by gateway UID
+	hosts         map[string]*session
+	wakes         map[string]*wake         // by gateway UID
+	gates         map[string]*gate         // by gateway UID
+	queued        int                      // requests that wait at a gate
+	pausing       map[string]chan struct{} // by gateway UID; closed at the pause's end
+	lives         map[string]*life         // by gateway UID
+	changed       chan struct{}            // closed and replaced at every change
+	dirty         map[string]bool
+	stale         bool      // the gateways' specs have changed
+	checked       time.Time // until when schedules have been acted on
+	checkedStored time.Time
+	unsaved       []core.Transition         // oldest first
+	counted       map[TransitionCount]int64 // since the start
+	urgent        chan struct{}             // capacity 1: keep has something to do now
 
 	saving  sync.Mutex // held while unsaved goes to the store; taken before mu
 	placing sync.Mutex // held while addresses change hands; taken before mu
@@ -78,7 +89,10 @@ type member struct {
 	pace           admission.Pace
 	told           core.MemberState // the state that was noted last
 	draining       bool             // takes no new queries
-	condemned      string           // why it must go, until the store knows
+	retiring       string           // why it goes once it is idle
+	retiredAt      time.Time
+	replaces       string // the member that goes once this one is ready
+	condemned      string // why it must go, until the store knows
 	connected      bool
 	since          time.Time // of the last change between connected and not
 	leavingVersion int64     // the goal state in which it was first absent
@@ -100,6 +114,8 @@ func New(ctx context.Context, opts Options) (*Fleet, error) {
 	opts.WakeTimeout = orDefault(opts.WakeTimeout, 30*time.Second)
 	opts.DrainTimeout = orDefault(opts.DrainTimeout, 30*time.Second)
 	opts.Quarantine = orDefault(opts.Quarantine, 30*time.Second)
+	opts.ShrinkAfter = orDefault(opts.ShrinkAfter, 5*time.Minute)
+	opts.RetireTimeout = orDefault(opts.RetireTimeout, 2*time.Hour)
 	opts.LeaseTime = orDefault(opts.LeaseTime, 2*time.Minute)
 	f := &Fleet{
 		opts: opts, log: opts.Logger,
@@ -201,6 +217,7 @@ func (f *Fleet) discharge(m *member) {
 // holds mu.
 func (f *Fleet) condemn(m *member, reason string) {
 	m.condemned = reason
+	f.lifeOf(m).lost = fmt.Sprintf("%s: %s", m.ID, reason)
 	f.settle(m, reason)
 	select {
 	case f.urgent <- struct{}{}:
@@ -322,6 +339,22 @@ func (f *Fleet) TunnelDown(id string, generation int64, reason error) {
 		text += ": " + reason.Error()
 	}
 	f.setConnected(id, generation, false, text)
+	if errors.Is(reason, os.ErrDeadlineExceeded) {
+		f.hangs(id, generation)
+	}
+}
+
+// hangs gives up a member that has gone silent although its host is there: it is stopped, or
+// cut off, and waiting for it would hold up its queries. Without its host nothing is known.
+func (f *Fleet) hangs(id string, generation int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.live[id]
+	if m == nil || m.Generation != generation || m.connected || m.leaves() || f.hosts[m.Host] == nil {
+		return
+	}
+	f.condemn(m, "it hangs: it missed its heartbeats, and its host is connected")
+	f.log.Warn("member hangs", "member", id, "gateway", m.Gateway, "host", m.Host)
 }
 
 func (f *Fleet) setConnected(id string, generation int64, up bool, reason string) {

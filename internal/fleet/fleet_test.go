@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,11 +31,15 @@ type rig struct {
 	store *sqlite.Store
 	fleet *Fleet
 	path  string
+	ahead atomic.Int64   // how far the fleet's clock is, in nanoseconds
+	tune  func(*Options) // of the next fleet
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t *testing.T) *rig { return tunedRig(t, func(*Options) {}) }
+
+func tunedRig(t *testing.T, tune func(*Options)) *rig {
 	t.Helper()
-	r := &rig{t: t, path: filepath.Join(t.TempDir(), "s.db")}
+	r := &rig{t: t, path: filepath.Join(t.TempDir(), "s.db"), tune: tune}
 	r.open()
 	r.write(func(tx store.Tx) error {
 		for _, s := range []core.Stored{
@@ -51,6 +56,7 @@ func newRig(t *testing.T) *rig {
 		}
 		return nil
 	})
+	r.fleet.Push()
 	return r
 }
 
@@ -62,10 +68,13 @@ func (r *rig) open() {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	f, err := New(context.Background(), Options{
+	opts := Options{
 		Store: st, Logger: log, Disconnect: func(string, int64) {},
+		Now:         func() time.Time { return time.Now().Add(time.Duration(r.ahead.Load())) },
 		WakeTimeout: 1500 * time.Millisecond, DrainTimeout: 300 * time.Millisecond, Quarantine: time.Hour,
-	})
+	}
+	r.tune(&opts)
+	f, err := New(context.Background(), opts)
 	if err != nil {
 		r.t.Fatal(err)
 	}

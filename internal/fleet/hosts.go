@@ -59,6 +59,7 @@ func (f *Fleet) BumpGoals(tx store.Tx) error {
 func (f *Fleet) Push() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.stale = true
 	f.pushFor("", true)
 }
 
@@ -135,6 +136,9 @@ func (f *Fleet) enter(ctx context.Context, s *session) error {
 		old.conn.Close()
 	}
 	f.hosts[s.info.Name] = s
+	for _, l := range f.lives {
+		l.attempts = 0 // what could not be placed can be tried again at once
+	}
 	f.log.Info("host connected", "host", s.info.Name)
 	s.kick <- struct{}{}
 	f.broadcast()

@@ -35,11 +35,11 @@ func expiries(tx store.Tx) (map[string]time.Time, error) {
 // a host reports every few seconds.
 func (f *Fleet) renew(ctx context.Context) {
 	f.mu.Lock()
-	due := map[*member]time.Time{}
+	due, rows := map[*member]time.Time{}, map[*member]core.Member{}
 	now := f.opts.Now()
 	for _, m := range f.live {
 		if until := m.confirmed.Add(f.opts.LeaseTime); until.Sub(m.expires) > f.opts.LeaseTime/2 {
-			due[m] = m.confirmed
+			due[m], rows[m] = m.confirmed, m.Member
 		}
 		if now.After(f.expiry(m)) && !m.expiryTold {
 			m.expiryTold = true
@@ -52,7 +52,7 @@ func (f *Fleet) renew(ctx context.Context) {
 	}
 	err := f.opts.Store.Write(ctx, func(tx store.Tx) error {
 		for m, at := range due {
-			if err := tx.RenewLease(f.newLease(m.Member), at, at.Add(f.opts.LeaseTime)); err != nil {
+			if err := tx.RenewLease(f.newLease(rows[m]), at, at.Add(f.opts.LeaseTime)); err != nil {
 				return err
 			}
 		}

@@ -25,6 +25,7 @@ type life struct {
 	// cause is why the gateway wakes, drains or failed: the reason of the next change.
 	cause  string
 	failed bool // the last wake failed
+	steering
 }
 
 // Life is how a gateway stands.
@@ -32,6 +33,8 @@ type Life struct {
 	State  core.GatewayState
 	Since  time.Time // zero: it has never been anything else
 	Reason string
+	// Problem is why it has fewer members than it should, or "".
+	Problem string
 }
 
 // TransitionCount is what changes of state are counted by.
@@ -50,7 +53,9 @@ func (f *Fleet) GatewayStates() map[core.GatewayState]int {
 	defer f.mu.Unlock()
 	out := map[core.GatewayState]int{}
 	for _, l := range f.lives {
-		out[l.state]++
+		if l.spec != nil {
+			out[l.state]++
+		}
 	}
 	return out
 }
@@ -123,7 +128,7 @@ func (f *Fleet) settleGateway(l *life) {
 	l.state, _ = lifecycle.Gateways.Next(l.state, event)
 	l.event, l.since, l.reason = event, f.opts.Now(), l.cause
 	if event == lifecycle.MemberReady {
-		l.failed = false
+		l.failed, l.awake = false, true
 		l.reason = count(facts.Ready, "member is ready", "members are ready")
 	}
 	f.log.Info("gateway "+string(l.state), "gateway", l.ref.Name, "reason", l.reason)
@@ -156,8 +161,12 @@ func (f *Fleet) loadLives(tx store.Tx) error {
 	if err != nil {
 		return err
 	}
+	specs := map[GatewayRef]*core.Gateway{}
 	names := map[string]GatewayRef{}
-	if err := eachGateway(tx, func(ref GatewayRef, _ *core.Gateway) { names[ref.UID] = ref }); err != nil {
+	if err := eachGateway(tx, func(ref GatewayRef, g *core.Gateway) { specs[ref], names[ref.UID] = g, ref }); err != nil {
+		return err
+	}
+	if f.checked, err = loadChecked(tx, f.opts.Now()); err != nil {
 		return err
 	}
 	for _, t := range last {
@@ -169,6 +178,13 @@ func (f *Fleet) loadLives(tx store.Tx) error {
 			ref: ref, state: core.GatewayState(t.To), event: lifecycle.Event(t.Event), since: t.At, reason: t.Reason,
 			failed: core.GatewayState(t.To) == core.GatewayFailed, cause: "the service was started again",
 		}
+	}
+	f.takeSpecs(specs)
+	for _, l := range f.lives {
+		l.lastUsed = f.opts.Now()
+		// One that has never been anything else is not held: members.min counts.
+		l.held = !l.since.IsZero() && (l.state == core.GatewayPaused || l.state == core.GatewayDraining)
+		l.awake = l.state == core.GatewayRunning || l.state == core.GatewayWaking
 	}
 	return nil
 }
@@ -199,7 +215,7 @@ func (f *Fleet) Life(gatewayUID string) Life {
 	if l == nil {
 		return Life{State: core.GatewayPaused}
 	}
-	return Life{State: l.state, Since: l.since, Reason: l.reason}
+	return Life{State: l.state, Since: l.since, Reason: l.reason, Problem: l.problem}
 }
 
 // History returns the newest changes of state of a tenant's gateways or members, each

@@ -96,23 +96,6 @@ func TestAGatewayThatFailsSaysWhy(t *testing.T) {
 	}
 }
 
-func TestALostMemberIsTheGatewaysReason(t *testing.T) {
-	t.Parallel()
-	r := newRig(t)
-	h := r.host("h", nil)
-	r.wake("a test asked")
-	m := r.fleet.Members(tenant)[0]
-	h.say(m, "out of memory: the limit is 64 MiB")
-	r.eventually("paused", func() bool { return r.fleet.Life(corpBI.UID).State == core.GatewayPaused })
-	if l := r.fleet.Life(corpBI.UID); !strings.Contains(l.Reason, m.ID) {
-		t.Errorf("it stands as %+v", l)
-	}
-	lines, reasons := r.history(core.TransitionOfGateway)
-	if i := slices.Index(lines, "Running -drain begun-> Draining"); i < 0 || !strings.Contains(reasons[i], "out of memory") {
-		t.Errorf("%q because of %q", lines, reasons)
-	}
-}
-
 func TestARestartOfTheServiceIsInTheHistory(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

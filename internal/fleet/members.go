@@ -227,6 +227,7 @@ func (f *Fleet) keep() {
 				f.log.Warn("a member could not be removed, will try again", "member", m.ID, "error", err)
 			}
 		}
+		f.steer()
 		if now := f.opts.Now(); now.Sub(purged) > time.Minute {
 			purged = now
 			f.purge(now)
@@ -245,12 +246,17 @@ func (f *Fleet) overdue() map[*member]string {
 		case m.State == core.MemberLeaving:
 		case m.condemned != "":
 			out[m] = m.condemned
+		case m.retiring != "" && m.inflight == 0:
+			out[m] = m.retiring
+		case m.retiring != "" && f.opts.Now().Sub(m.retiredAt) > f.opts.RetireTimeout:
+			out[m] = fmt.Sprintf("%s; its queries did not end within %s", m.retiring, f.opts.RetireTimeout)
 		case !m.connected && f.opts.Now().Sub(m.since) > f.opts.WakeTimeout:
 			reason := "it did not dial back within " + f.opts.WakeTimeout.String()
 			if m.Reason != "" {
 				reason += " (" + m.Reason + ")"
 			}
 			out[m] = reason
+			f.lifeOf(m).lost = fmt.Sprintf("%s: %s", m.ID, reason)
 		}
 	}
 	return out

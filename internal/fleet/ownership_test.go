@@ -360,6 +360,8 @@ func (w *world) fatal(format string, args ...any) {
 // check holds what must be true at every moment.
 func (w *world) check() {
 	w.t.Helper()
+	w.fleet.placing.Lock() // the fleet replaces by itself what was lost
+	defer w.fleet.placing.Unlock()
 	rows := map[netip.Addr]core.Lease{}
 	err := w.store.Read(context.Background(), func(tx store.Tx) error {
 		all, err := tx.ListLeases(tenant)

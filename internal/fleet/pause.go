@@ -30,6 +30,12 @@ func (f *Fleet) Pause(ctx context.Context, gw GatewayRef, reason string) error {
 		f.undrain(mine)
 		return errs.New(errs.As(ctx.Err()).Class, "gateway %s still has queries in flight: %w", gw.Name, ctx.Err())
 	}
+	return f.tearDown(ctx, gw, mine, reason)
+}
+
+// tearDown takes members that drain out of the goal states, and waits until their teardown
+// is confirmed.
+func (f *Fleet) tearDown(ctx context.Context, gw GatewayRef, mine []*member, reason string) error {
 	for _, m := range mine {
 		if err := f.remove(ctx, m, reason); err != nil {
 			f.undrain(mine) // nothing of the pause was stored: the gateway goes on
@@ -56,35 +62,42 @@ func (f *Fleet) waitGone(ctx context.Context, gw GatewayRef, mine []*member) err
 }
 
 // beginPause waits for another pause of the gateway to end, then drains its members.
-// Until end is called, queries wait and nothing is placed.
 func (f *Fleet) beginPause(ctx context.Context, gw GatewayRef, reason string) (mine []*member, end func(), err error) {
-	paused := make(chan struct{})
 	err = f.wait(ctx, func() bool {
 		if f.pausing[gw.UID] != nil {
 			return false
 		}
-		f.pausing[gw.UID] = paused
-		l := f.life(gw)
-		l.failed, l.cause = false, reason
-		for _, m := range f.members[gw.UID] {
-			m.draining = true
-			mine = append(mine, m)
-			f.settle(m, reason)
-		}
-		f.settleGateway(l)
+		mine, end = f.drainAll(f.life(gw), reason, true)
 		return true
 	})
 	if err != nil {
 		return nil, nil, errs.New(errs.As(err).Class, "gateway %s is being paused already: %w", gw.Name, err)
 	}
+	return mine, end, nil
+}
+
+// drainAll begins a pause. Until end is called, queries wait and nothing is placed. The
+// caller holds mu.
+func (f *Fleet) drainAll(l *life, reason string, hold bool) (mine []*member, end func()) {
+	uid := l.ref.UID
+	paused := make(chan struct{})
+	f.pausing[uid] = paused
+	l.paused(hold)
+	l.cause = reason
+	for _, m := range f.members[uid] {
+		m.draining = true
+		mine = append(mine, m)
+		f.settle(m, reason)
+	}
+	f.settleGateway(l)
 	return mine, func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		delete(f.pausing, gw.UID)
-		f.settleGateway(f.life(gw))
+		delete(f.pausing, uid)
+		f.settleGateway(l)
 		close(paused)
 		f.broadcast()
-	}, nil
+	}
 }
 
 func (f *Fleet) undrain(members []*member) {
@@ -92,7 +105,8 @@ func (f *Fleet) undrain(members []*member) {
 	defer f.mu.Unlock()
 	for _, m := range members {
 		if m.State != core.MemberLeaving && m.State != core.MemberGone {
-			m.draining, m.condemned = false, ""
+			m.draining, m.condemned = m.retiring != "", ""
+			f.lifeOf(m).woken(f.opts.Now())
 			f.settle(m, "the pause was given up")
 		}
 	}

@@ -68,7 +68,8 @@ func (f *Fleet) wakeFor(gw GatewayRef, reason string) *wake {
 	w = &wake{begun: f.opts.Now(), done: make(chan struct{})}
 	f.wakes[gw.UID] = w
 	l := f.life(gw)
-	l.failed, l.cause = false, reason
+	l.woken(f.opts.Now())
+	l.cause = reason
 	f.settleGateway(l)
 	f.wg.Add(1)
 	go f.runWake(gw, w)
@@ -104,8 +105,8 @@ func (f *Fleet) runWake(gw GatewayRef, w *wake) {
 	f.mu.Lock()
 	delete(f.wakes, gw.UID)
 	l := f.life(gw)
-	if w.err != nil {
-		l.failed, l.cause = true, w.err.Error()
+	if w.err != nil && f.usable(gw.UID) == 0 {
+		l.failed, l.awake, l.cause = true, false, w.err.Error()
 	}
 	f.settleGateway(l)
 	if g := f.gateOf(gw); w.err != nil && f.usable(gw.UID) == 0 {

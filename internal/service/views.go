@@ -33,6 +33,7 @@ type GatewayStatus struct {
 	State   core.GatewayState `json:"state"`
 	Since   time.Time         `json:"since,omitzero"` // zero: it has never been anything else
 	Reason  string            `json:"reason,omitempty"`
+	Problem string            `json:"problem,omitempty"` // why it has fewer members than it should
 	Members []MemberStatus    `json:"members,omitempty"`
 	History []core.Transition `json:"history,omitempty"` // the newest first, the last 20
 	// Classes say what waits, what runs and what could, by query class.
@@ -204,7 +205,7 @@ func (s *Service) status(r core.Stored, sn *snapshot, holds []Link, history []co
 
 func (s *Service) gatewayStatus(r core.Stored, base ResourceStatus, history []core.Transition) GatewayStatus {
 	life := s.opts.Fleet.Life(r.UID)
-	out := GatewayStatus{ResourceStatus: base, State: life.State, Since: life.Since, Reason: life.Reason, History: history, Classes: s.opts.Fleet.Demand(r.UID)}
+	out := GatewayStatus{ResourceStatus: base, State: life.State, Since: life.Since, Reason: life.Reason, Problem: life.Problem, History: history, Classes: s.opts.Fleet.Demand(r.UID)}
 	inflight := s.opts.Fleet.InFlight(r.UID)
 	for _, m := range s.opts.Fleet.Members(r.Tenant) {
 		if m.GatewayUID != r.UID {
