@@ -69,14 +69,17 @@ func (e *env) findPostmaster(ctx context.Context) (int, error) {
 //go:embed resources.yaml
 var resources string
 
-// apply creates the resources; the password goes by a file, as people are told to.
-func (e *env) apply() error {
+// apply creates the resources that every benchmark uses.
+func (e *env) apply() error { return e.applyText(resources) }
+
+// applyText creates resources; the password goes by a file, as people are told to.
+func (e *env) applyText(text string) error {
 	file := filepath.Join(e.stack.Dir, "password")
 	if err := os.WriteFile(file, []byte(e.pg.Password), 0o600); err != nil {
 		return err
 	}
 	port := strconv.Itoa(e.pg.Port)
-	e.stack.Apply(strings.NewReplacer("PORT", port, "USER", e.pg.User, "DATABASE", e.pg.Database, "FILE", file).Replace(resources))
+	e.stack.Apply(strings.NewReplacer("PORT", port, "USER", e.pg.User, "DATABASE", e.pg.Database, "FILE", file).Replace(text))
 	return nil
 }
 

@@ -86,7 +86,7 @@ type benchmark struct {
 }
 
 func benchmarks() []benchmark {
-	return []benchmark{{"bulk", bulk}, {"short", short}, {"wake", wake}, {"memory", memory}, {"packets", packets}}
+	return []benchmark{{"bulk", bulk}, {"short", short}, {"wake", wake}, {"memory", memory}, {"packets", packets}, {"slow", slow}}
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
@@ -118,7 +118,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	var opts options
 	fl := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fl.SetOutput(stderr)
-	fl.StringVar(&only, "run", ".", "regular expression of the benchmarks to run: bulk, short, wake, memory, packets")
+	fl.StringVar(&only, "run", ".", "regular expression of the benchmarks to run: bulk, short, wake, memory, packets, slow")
 	fl.BoolVar(&quick, "quick", false, "fewer rows and runs, within a minute: to see that all works")
 	fl.StringVar(&opts.bin, "bin", "bin", "folder with sluice and sluice-gateway")
 	fl.StringVar(&opts.results, "results", "bench/results", "where the samples go")
