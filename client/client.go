@@ -183,6 +183,8 @@ type Query struct {
 	SQL     string        `json:"sql"`
 	Class   string        `json:"class,omitempty"` // interactive (default) or refresh
 	Timeout core.Duration `json:"timeout,omitzero"`
+	// Traceparent is the W3C trace context that the query belongs to, "" for none.
+	Traceparent string `json:"-"`
 }
 
 // Result is a result on its way. Body ends in io.EOF only if it is whole.
@@ -266,6 +268,9 @@ func (c *Client) do(ctx context.Context, method, path string, in any, accept str
 	req.Header.Set("Accept", accept)
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")
+	}
+	if q, ok := in.(Query); ok && q.Traceparent != "" {
+		req.Header.Set("Traceparent", q.Traceparent)
 	}
 	if c.opts.URL != "" && c.opts.Token != "" {
 		req.Header.Set("Authorization", "Bearer "+c.opts.Token)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -9,6 +10,7 @@ import (
 	"github.com/sluice-gateway/sluice/internal/errs"
 	"github.com/sluice-gateway/sluice/internal/querysink"
 	"github.com/sluice-gateway/sluice/internal/service"
+	"github.com/sluice-gateway/sluice/internal/tracing"
 )
 
 // queryLogFlags say what is kept of queries, where and for how long.
@@ -51,4 +53,21 @@ func (f *queryLogFlags) open(c *closers) (func([]core.Query) error, error) {
 	}
 	c.add(func() { _ = sink.Close() })
 	return sink.Write, nil
+}
+
+// traceFlush bounds how long the end of a process waits for a collector of traces.
+const traceFlush = 5 * time.Second
+
+// openTracer returns what tells a collector of queries, or nil if the environment names none.
+func openTracer(ctx context.Context, c *closers) (func(core.Query, string), error) {
+	t, err := tracing.Open(ctx, version)
+	if err != nil || t == nil {
+		return nil, err
+	}
+	c.add(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), traceFlush)
+		defer cancel()
+		_ = t.Close(ctx) // what a collector does not take is lost: nobody waits for it
+	})
+	return t.Ended, nil
 }

@@ -163,7 +163,12 @@ func (s *runningService) openState(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	traced, err := openTracer(ctx, &s.closers)
+	if err != nil {
+		return err
+	}
 	s.svc, err = service.New(ctx, service.Options{
+		Trace:       traced,
 		KeepQueries: s.flags.queries.keep, RecordSQL: service.RecordSQL(s.flags.queries.sql), QuerySink: sink,
 		Store: st, Sealer: sealer, Tunnels: hub, Fleet: fl, Logger: s.log, HostToken: s.token, KeepAudit: s.flags.audit,
 	})

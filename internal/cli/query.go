@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -68,7 +69,9 @@ func (a *app) query(ctx context.Context, f queryFlags, sql string) error {
 		return err
 	}
 	defer c.Close()
-	res, err := c.Query(ctx, client.Query{Source: f.source, SQL: sql, Class: f.class, Timeout: core.Duration(f.timeout)}, media)
+	res, err := c.Query(ctx, client.Query{
+		Source: f.source, SQL: sql, Class: f.class, Timeout: core.Duration(f.timeout), Traceparent: os.Getenv("TRACEPARENT"),
+	}, media)
 	if err != nil {
 		return err
 	}

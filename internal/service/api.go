@@ -51,6 +51,8 @@ type QueryInput struct {
 	Timeout time.Duration   // 0, or more than the class's limit: that limit
 	Params  []byte          // Arrow IPC stream of parameter rows, nil for none
 	Update  bool            // the number of affected rows is wanted, see memberapi.QueryRequest
+	// Traceparent is the client's W3C trace context, "" for none.
+	Traceparent string
 }
 
 // Result is a result on its way. Exactly one of its readers consumes Body; Finish

@@ -26,6 +26,7 @@ type running struct {
 
 	tenant  core.TenantID // as in rec, which only the query's own goroutine may look at
 	user    string
+	parent  string // QueryInput.Traceparent
 	stop    context.CancelFunc
 	stopped atomic.Pointer[errs.Error] // who cancelled it
 	waits   atomic.Pointer[place]      // while it waits for a member
@@ -38,7 +39,7 @@ func (s *Service) begin(p core.Principal, source string, in QueryInput) *running
 	}
 	now := s.now()
 	sql, sum := s.recorded(in.SQL)
-	q := &running{svc: s, mark: now, tenant: p.Tenant, user: p.Name, rec: core.Query{
+	q := &running{svc: s, mark: now, tenant: p.Tenant, user: p.Name, parent: in.Traceparent, rec: core.Query{
 		ID: ident.New("q"), Tenant: p.Tenant, User: p.Name, Source: source, SQL: sql, SQLHash: sum,
 		Class: class, State: core.QueryRunning, StartedAt: now,
 	}}
@@ -121,6 +122,9 @@ func (q *running) finish(err error) core.Query {
 	}
 	q.svc.metrics.ended(q.rec)
 	q.svc.queries.put(q.rec)
+	if q.svc.opts.Trace != nil {
+		q.svc.opts.Trace(q.rec, q.parent)
+	}
 	return q.rec
 }
 

@@ -44,6 +44,8 @@ type Options struct {
 	// QuerySink also gets the records of queries that have ended, some at a time. Optional;
 	// it is called by one goroutine at a time.
 	QuerySink func([]core.Query) error
+	// Trace gets each query that has ended, and its client's trace context. Optional.
+	Trace func(q core.Query, traceparent string)
 }
 
 // RecordSQL says what query records keep of statements.

@@ -79,7 +79,7 @@ func (s *Server) run(ctx context.Context, p core.Principal, t ticket) (*service.
 		}
 		return s.f.Metadata(ctx, t.Source, req)
 	}
-	in := service.QueryInput{Source: t.Source, SQL: t.SQL, Class: t.Class}
+	in := service.QueryInput{Source: t.Source, SQL: t.SQL, Class: t.Class, Traceparent: header(ctx, headerTrace)}
 	if t.Prepared != "" {
 		st, err := s.prepared.get(p, []byte(t.Prepared))
 		if err != nil {

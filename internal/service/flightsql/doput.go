@@ -76,7 +76,7 @@ func (s *Server) putPreparedUpdate(stream flight.FlightService_DoPutServer, p co
 	if params == nil {
 		params = st.params
 	}
-	return s.update(stream, service.QueryInput{Source: st.source, SQL: st.sql, Class: st.class, Params: params, Update: true})
+	return s.update(stream, service.QueryInput{Source: st.source, SQL: st.sql, Class: st.class, Params: params, Update: true, Traceparent: header(stream.Context(), headerTrace)})
 }
 
 func (s *Server) putParameters(stream flight.FlightService_DoPutServer, p core.Principal, cmd *pb.CommandPreparedStatementQuery, first *flight.FlightData) error {

@@ -34,6 +34,7 @@ import (
 const (
 	HeaderSource   = "sluice-source"   // of a call: the data source
 	HeaderClass    = "sluice-class"    // of a call: interactive (default) or refresh
+	headerTrace    = "traceparent"     // of a call: W3C trace context
 	TrailerQueryID = "sluice-query-id" // the query's ID in the query log
 	TrailerError   = "sluice-error"    // errs.Error as JSON in ASCII
 )

@@ -56,6 +56,7 @@ func (a *api) query(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	in.Traceparent = r.Header.Get("Traceparent")
 	res, err := a.f.Query(r.Context(), in)
 	if err != nil {
 		return err
