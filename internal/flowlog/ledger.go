@@ -35,6 +35,7 @@ type flowKey struct {
 type flowState struct {
 	Rule           string
 	Sent, Received Counters // as written
+	Last           int64    `json:",omitempty"` // Unix milliseconds of the last entry that goes on
 	missed         int
 	seen           bool
 }
@@ -55,10 +56,18 @@ type ledger struct {
 	due      time.Time // of the next reading of all flows
 
 	flows   map[flowKey]*flowState
-	pending map[string][]string // rule → tuples
+	pending map[string][]Tuple // by rule
 	waiting int
 	denied  map[deniedKey]*Tuple
+	passed  map[deniedKey]*attempt
 	lost    Lost
+}
+
+// attempt is a flow that a rule allowed and another network security group then denied,
+// between two flushes.
+type attempt struct {
+	Tuple           // its end, with what the rule let pass
+	first time.Time // when it began
 }
 
 type deniedKey struct {
@@ -75,7 +84,7 @@ func openLedger(dir, nsg string, record Record, now time.Time) (*ledger, error) 
 	}
 	l := &ledger{
 		nsg: nsg, record: record, files: f, due: now,
-		flows: map[flowKey]*flowState{}, pending: map[string][]string{}, denied: map[deniedKey]*Tuple{},
+		flows: map[flowKey]*flowState{}, pending: map[string][]Tuple{}, denied: map[deniedKey]*Tuple{}, passed: map[deniedKey]*attempt{},
 	}
 	return l, l.restore()
 }
@@ -115,15 +124,19 @@ func (l *ledger) live(now time.Time, c conn, d decision) {
 		return // over, though the kernel keeps it a while
 	}
 	l.write(s.Rule, Tuple{Time: now, FiveTuple: k.FiveTuple, Direction: k.Direction, State: Continue, Sent: sent, Received: received})
-	s.Sent, s.Received = c.sent, c.received
+	s.Sent, s.Received, s.Last = c.sent, c.received, now.UnixMilli()
 }
 
 // end notes the end of a flow.
 func (l *ledger) end(c conn, d decision) {
 	k := keyOf(c, d.direction)
 	s, _ := l.begin(k, d.rule)
+	stop := c.stop // the kernel's, that of the time-out: entries of a flow stand in their order
+	if last := time.UnixMilli(max(s.Last, k.Start)); stop.Before(last) {
+		stop = last
+	}
 	l.write(s.Rule, Tuple{
-		Time: c.stop, FiveTuple: k.FiveTuple, Direction: k.Direction, State: End,
+		Time: stop, FiveTuple: k.FiveTuple, Direction: k.Direction, State: End,
 		Sent: c.sent.minus(s.Sent), Received: c.received.minus(s.Received),
 	})
 	delete(l.flows, k)
@@ -162,12 +175,29 @@ func (l *ledger) deny(now time.Time, f FiveTuple, d decision, bytes uint64) {
 	t.Sent.add(Counters{1, bytes})
 }
 
+// pass notes a packet that a rule allowed and another network security group denied: the
+// flow began here, and had no future.
+func (l *ledger) pass(now time.Time, f FiveTuple, d decision, bytes uint64) {
+	k := deniedKey{f, d.direction, d.rule}
+	a := l.passed[k]
+	if a == nil {
+		if len(l.passed) >= maxDenied {
+			l.lost.Entries += 2
+			return
+		}
+		a = &attempt{Tuple{FiveTuple: f, Direction: d.direction, State: End}, now}
+		l.passed[k] = a
+	}
+	a.Time = now
+	a.Sent.add(Counters{1, bytes})
+}
+
 func (l *ledger) write(rule string, t Tuple) {
 	if l.waiting >= maxPending {
 		l.lost.Entries++
 		return
 	}
-	l.pending[rule] = append(l.pending[rule], t.String())
+	l.pending[rule] = append(l.pending[rule], t)
 	l.waiting++
 }
 
@@ -177,6 +207,11 @@ func (l *ledger) flush(now time.Time) error {
 		l.write(k.rule, *t)
 	}
 	clear(l.denied)
+	for k, a := range l.passed {
+		l.write(k.rule, Tuple{Time: a.first, FiveTuple: a.FiveTuple, Direction: a.Direction, State: Begin})
+		l.write(k.rule, a.Tuple)
+	}
+	clear(l.passed)
 	if l.waiting == 0 && l.lost == (Lost{}) {
 		return nil
 	}
@@ -187,19 +222,29 @@ func (l *ledger) flush(now time.Time) error {
 	}
 	acl := ACL{ACLID: l.nsg}
 	for rule, tuples := range l.pending {
-		acl.FlowGroups = append(acl.FlowGroups, Group{rule, tuples})
+		acl.FlowGroups = append(acl.FlowGroups, Group{rule, inOrder(tuples)})
 	}
 	slices.SortFunc(acl.FlowGroups, func(a, b Group) int { return cmp.Compare(a.Rule, b.Rule) })
 	r.FlowRecords.Flows = []ACL{acl}
 	before := l.files.at
 	err := l.files.append(now, []Record{r})
 	if l.files.at != before { // written, whatever failed then
-		l.pending, l.waiting, l.lost = map[string][]string{}, 0, Lost{}
+		l.pending, l.waiting, l.lost = map[string][]Tuple{}, 0, Lost{}
 	}
 	if err != nil {
 		return fmt.Errorf("writing the flow log of network security group %s: %w", l.nsg, err)
 	}
 	return nil
+}
+
+// inOrder writes entries by their times; those of one flow stay as they came.
+func inOrder(list []Tuple) []string {
+	slices.SortStableFunc(list, func(a, b Tuple) int { return a.Time.Compare(b.Time) })
+	out := make([]string, len(list))
+	for i, t := range list {
+		out[i] = t.String()
+	}
+	return out
 }
 
 // checkpoint is the state of the flows as of a position in the log.
@@ -277,6 +322,7 @@ func (l *ledger) replay(records []Record) {
 		case known && t.State == Continue:
 			l.flows[k].Sent.add(t.Sent)
 			l.flows[k].Received.add(t.Received)
+			l.flows[k].Last = t.Time.UnixMilli()
 		case known && t.State == End:
 			delete(keys, at)
 			delete(l.flows, k)

@@ -76,11 +76,11 @@ func TestEntriesOfAFlow(t *testing.T) {
 	flush(t, l)
 	want := []string{
 		"allow-db 1795436999000,10.0.0.4,10.0.1.4,40000,5432,6,I,B,NX,0,0,0,0",
+		"allow-db 1795436999000,10.0.0.4,10.0.1.4,40001,5432,6,I,B,NX,0,0,0,0",
+		"allow-db 1795437000000,10.0.0.4,10.0.1.4,40001,5432,6,I,E,NX,7,700,14,2100",
 		"allow-db 1795437060000,10.0.0.4,10.0.1.4,40000,5432,6,I,C,NX,2,100,2,300",
 		"allow-db 1795437120000,10.0.0.4,10.0.1.4,40000,5432,6,I,C,NX,2,0,0,0",
 		"allow-db 1795437200000,10.0.0.4,10.0.1.4,40000,5432,6,I,E,NX,0,0,0,0",
-		"allow-db 1795436999000,10.0.0.4,10.0.1.4,40001,5432,6,I,B,NX,0,0,0,0",
-		"allow-db 1795437000000,10.0.0.4,10.0.1.4,40001,5432,6,I,E,NX,7,700,14,2100",
 		"deny-all 1795437000000,10.0.1.4,10.0.0.4,0,0,1,O,D,NX,2,168,0,0",
 	}
 	got, lost := written(t, l)
@@ -91,6 +91,52 @@ func TestEntriesOfAFlow(t *testing.T) {
 
 // TestStateOutlivesACrash kills the writer at each point between flush and save: the flows
 // that the next one knows are those of the log.
+// TestEntriesStandInTheOrderOfTheirTimes, under each rule, in whatever order they came; of
+// one flow no end stands before what goes on, though the kernel dates it back.
+func TestEntriesStandInTheOrderOfTheirTimes(t *testing.T) {
+	l := testLedger(t, t.TempDir())
+	late, early := testConn(40000, 1), testConn(40001, 1)
+	early.start = late.start.Add(-5 * time.Second)
+	l.live(noon, late, allowed)
+	l.live(noon, early, allowed)
+	late.sent.Packets++
+	l.live(noon.Add(time.Minute), late, allowed)
+	late.stop = noon.Add(30 * time.Second)
+	l.end(late, allowed)
+	denied := decision{"data", "deny-all", core.Outbound}
+	for i := range uint16(20) {
+		l.deny(noon.Add(time.Duration(20-i)*time.Second), FiveTuple{Source: late.Source, Destination: late.Destination, DestinationPort: i, Protocol: 6}, denied, 60)
+	}
+	other := FiveTuple{Source: late.Destination, Destination: late.Source, SourcePort: 7, DestinationPort: 8, Protocol: 17}
+	l.pass(noon.Add(2*time.Second), other, allowed, 60)
+	l.pass(noon.Add(3*time.Second), other, allowed, 40)
+	flush(t, l)
+	lines, _ := written(t, l)
+	var got []string
+	last := map[string]string{}
+	for _, line := range lines {
+		rule, tuple, _ := strings.Cut(line, " ")
+		when, _, _ := strings.Cut(tuple, ",")
+		if when < last[rule] {
+			t.Errorf("%s stands behind %s", line, last[rule])
+		}
+		if last[rule] = when; rule == allowed.rule {
+			got = append(got, tuple)
+		}
+	}
+	want := []string{
+		"1795436994000,10.0.0.4,10.0.1.4,40001,5432,6,I,B,NX,0,0,0,0",
+		"1795436999000,10.0.0.4,10.0.1.4,40000,5432,6,I,B,NX,0,0,0,0",
+		"1795437002000,10.0.1.4,10.0.0.4,7,8,17,I,B,NX,0,0,0,0",
+		"1795437003000,10.0.1.4,10.0.0.4,7,8,17,I,E,NX,2,100,0,0",
+		"1795437060000,10.0.0.4,10.0.1.4,40000,5432,6,I,C,NX,2,100,2,300",
+		"1795437060000,10.0.0.4,10.0.1.4,40000,5432,6,I,E,NX,0,0,0,0",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestStateOutlivesACrash(t *testing.T) {
 	dir := t.TempDir()
 	l := testLedger(t, dir)

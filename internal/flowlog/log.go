@@ -210,7 +210,7 @@ func (l *Log) decide(c conn) (out []decision, known bool) {
 	if j == nil {
 		return nil, false
 	}
-	return j.decisions(c.FiveTuple), true
+	return j.answer(c.FiveTuple).allowed, true
 }
 
 // ended takes the end of a flow.
@@ -253,8 +253,20 @@ func (l *Log) reported(m syscall.NetlinkMessage) {
 		l.lost(Lost{DeniedPackets: uint64(missing)})
 	}
 	l.next, l.counted = d.sequence+1, true
-	if n := l.ledgers[d.rule.NSG]; ok && n != nil {
-		n.deny(l.o.Now(), d.FiveTuple, decision{d.rule.NSG, l.current.named(d.rule), d.rule.Direction}, d.bytes)
+	if !ok {
+		return
+	}
+	now := l.o.Now()
+	if n := l.ledgers[d.rule.NSG]; n != nil {
+		n.deny(now, d.FiveTuple, decision{d.rule.NSG, l.current.named(d.rule), d.rule.Direction}, d.bytes)
+	}
+	if l.current == nil {
+		return
+	}
+	for _, before := range l.current.passed(d.FiveTuple, d.rule.NSG) {
+		if n := l.ledgers[before.nsg]; n != nil {
+			n.pass(now, d.FiveTuple, before, d.bytes)
+		}
 	}
 }
 

@@ -55,7 +55,14 @@ type judge struct {
 	logging   map[string]bool
 	groups    map[string]core.NetworkSecurityGroup
 	bySource  bool // a rule names source ports
-	known     map[question][]decision
+	known     map[question]answer
+}
+
+// answer is what the rules say of a flow: who allows it, of those whose log was on, and
+// which network security group then denies it, if any.
+type answer struct {
+	allowed []decision
+	denied  string
 }
 
 // question is what the answer depends on.
@@ -71,7 +78,7 @@ const maxKnown = 16_384
 func newJudge(v core.GoalVNet, resolvers []netip.Addr) *judge {
 	j := &judge{
 		evaluator: policy.NewEvaluator(v, resolvers), logging: map[string]bool{},
-		groups: map[string]core.NetworkSecurityGroup{}, known: map[question][]decision{},
+		groups: map[string]core.NetworkSecurityGroup{}, known: map[question]answer{},
 	}
 	for _, n := range v.NSGs {
 		j.logging[n.Name], j.groups[n.Name] = n.FlowLog.Enabled, n
@@ -80,8 +87,15 @@ func newJudge(v core.GoalVNet, resolvers []netip.Addr) *judge {
 	return j
 }
 
-// decisions are those of the network security groups whose log was on.
-func (j *judge) decisions(f FiveTuple) []decision {
+// passed lists who let a packet pass that a network security group then denied.
+func (j *judge) passed(f FiveTuple, denied string) []decision {
+	if out := j.answer(f); out.denied == denied {
+		return out.allowed
+	}
+	return nil // it met other rules
+}
+
+func (j *judge) answer(f FiveTuple) answer {
 	q := question{f.Source, f.Destination, f.SourcePort, f.DestinationPort, f.Protocol}
 	if !j.bySource {
 		q.from = 0
@@ -95,8 +109,10 @@ func (j *judge) decisions(f FiveTuple) []decision {
 	})
 	for _, d := range v.Decisions {
 		here := decision{d.NSG, d.Rule, d.Direction}
-		if j.logging[d.NSG] && d.Access == core.Allow && !slices.Contains(out, here) {
-			out = append(out, here)
+		if d.Access == core.Deny {
+			out.denied = d.NSG
+		} else if j.logging[d.NSG] && !slices.Contains(out.allowed, here) {
+			out.allowed = append(out.allowed, here)
 		}
 	}
 	if len(j.known) >= maxKnown {

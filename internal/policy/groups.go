@@ -28,6 +28,7 @@ const (
 func (c *vnetCompiler) readGroups() error {
 	list := slices.Clone(c.in.VNet.NSGs)
 	slices.SortFunc(list, func(a, b core.NetworkSecurityGroup) int { return cmp.Compare(a.Name, b.Name) })
+	logs := LogsFlows(c.in.VNet)
 	for _, n := range list {
 		g := nftGroup{name: n.Name, chain: c.chains[n.Name]}
 		for _, r := range ordered(n, core.Outbound) {
@@ -35,7 +36,7 @@ func (c *vnetCompiler) readGroups() error {
 			if err != nil {
 				return err
 			}
-			compiled = compiled.logged(n, r)
+			compiled = compiled.logged(logs, n, r)
 			g.outbound = append(g.outbound, compiled)
 			if namesDNS(r) {
 				g.dns = append(g.dns, compiled)
@@ -49,7 +50,7 @@ func (c *vnetCompiler) readGroups() error {
 			if err != nil {
 				return err
 			}
-			g.inbound = append(g.inbound, compiled.logged(n, r))
+			g.inbound = append(g.inbound, compiled.logged(logs, n, r))
 		}
 		c.nsgs = append(c.nsgs, g)
 	}

@@ -9,8 +9,8 @@ import (
 	"github.com/sluice-gateway/sluice/internal/core"
 )
 
-// FlowLogGroup is the netlink group to which the ruleset sends packets that a rule of an
-// NSG with a flow log denies.
+// FlowLogGroup is the netlink group to which the ruleset of a network with a flow log sends
+// packets that a rule denies.
 const FlowLogGroup = 1
 
 // LoggedRule names the rule that denied a packet, as the kernel reports it.
@@ -64,9 +64,10 @@ func LogsFlows(v core.GoalVNet) bool {
 	return slices.ContainsFunc(v.NSGs, func(n core.NetworkSecurityGroup) bool { return n.FlowLog.Enabled })
 }
 
-// logged has a rule that denies report each packet, if its NSG has a flow log.
-func (r nftRule) logged(n core.NetworkSecurityGroup, of core.SecurityRule) nftRule {
-	if n.FlowLog.Enabled && of.Access == core.Deny {
+// logged has a rule that denies report each packet, if the network has a flow log: that of
+// its NSG, or of one that let the packet come so far.
+func (r nftRule) logged(logs bool, n core.NetworkSecurityGroup, of core.SecurityRule) nftRule {
+	if logs && of.Access == core.Deny {
 		r.verdict = fmt.Sprintf("log prefix %q group %d drop", logPrefix(n.Name, of), FlowLogGroup)
 	}
 	return r

@@ -61,7 +61,7 @@ func TestFlowLogIsInTheRulesetOnlyIfItIsOn(t *testing.T) {
 	if n := strings.Count(text, "ct mark set 0x00000abc"); n != 2 {
 		t.Errorf("%d chains mark flows, want 2", n)
 	}
-	traces := regexp.MustCompile(` log prefix "data/[^"]*" group 1|(?m)^\t\tct mark set 0x00000abc\n`)
+	traces := regexp.MustCompile(` log prefix "(?:data|gateways)/[^"]*" group 1|(?m)^\t\tct mark set 0x00000abc\n`)
 	if diff := cmp.Diff(without, traces.ReplaceAllString(text, "")); diff != "" {
 		t.Errorf("the log changes more than it should: %s", diff)
 	}

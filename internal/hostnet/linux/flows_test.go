@@ -330,6 +330,39 @@ func TestFlowLogNamesTheRuleThatDenied(t *testing.T) {
 	}
 }
 
+// TestFlowLogOfTheOneThatAllowed: a flow that the destination's rules deny began and ended
+// in the log of the source's, with the packets that these let pass; whether or not the
+// others have a log.
+func TestFlowLogOfTheOneThatAllowed(t *testing.T) {
+	t.Parallel()
+	for _, logs := range [][]string{{"gateways", "data"}, {"gateways"}} {
+		t.Run(strings.Join(logs, " and "), func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t)
+			g := logging(denyPort(open2(corp("u1")), "5432", false), logs...)
+			a, b := twoMembers(g)
+			n := l.up(logFast)
+			s := l.set(n, hostnet.Config{VNets: []core.GoalVNet{g}, Ports: []hostnet.Port{a, b}})
+			wantSilence(t, portOf(t, s, a), b.Address.String()+":5432")
+			dropped := counter(t, n.vnets["u1"].at.path, "data/closed (101) inbound")
+			got := l.logged("gateways", "every packet that was let pass", func(list []entry) bool {
+				sent, _ := sum(list)
+				return int(sent.Packets) >= dropped
+			})
+			if states(got) != strings.Repeat("BE", len(got)/2) || got[0].rule != "AllowVnetOutBound" || got[0].Direction != core.Outbound ||
+				got[0].Source != a.Address || got[0].DestinationPort != 5432 {
+				t.Errorf("the log of the source's group has%s", show(got))
+			}
+			if sent, received := sum(got); int(sent.Packets) != dropped || received.Packets != 0 {
+				t.Errorf("%d packets were let pass and denied, logged %+v, %+v", dropped, sent, received)
+			}
+			if denials, _ := l.logOf("data"); (len(denials) > 0) != (len(logs) == 2) {
+				t.Errorf("the log of the destination's group has%s", show(denials))
+			}
+		})
+	}
+}
+
 // TestFlowLogKeepsTheRuleOfTheBeginning: a flow begins, the rules change, and the log
 // still names the rule that let it pass; entries come at each interval, and the end.
 func TestFlowLogKeepsTheRuleOfTheBeginning(t *testing.T) {
