@@ -30,6 +30,9 @@ type State struct {
 	Running bool
 	PID     int
 	Exit    Exit // meaningful when not Running
+	// Blank says that it was prepared and has not become anybody's; it has no labels. One
+	// that this process did not prepare can't be adopted any more, and does not run.
+	Blank bool
 }
 
 // Exit tells how a sandbox ended.
@@ -68,4 +71,20 @@ type Runtime interface {
 	Close() error
 	// CleanUp removes every sandbox and every file of this installation.
 	CleanUp(ctx context.Context) error
+}
+
+// Preparer is an optional ability of a Runtime: to start sandboxes before it is known
+// whose they will be, since starting takes long and all that a member is told it reads
+// from its boot data.
+type Preparer interface {
+	// Prepare starts a blank sandbox in a network namespace and returns when its process
+	// waits for boot data. It has small limits and neither labels, nor an identity, nor a
+	// secret. When the process that prepared it ends, however it does, the blank ends too,
+	// and is listed until a later process stops it. Stop and Exits treat it like any other.
+	Prepare(ctx context.Context, id, netns string) error
+	// Adopt makes a blank into the sandbox that spec describes, as if Start had started it:
+	// from then on it is spec.ID's, and its own ID means nothing. Spec.NetNS must be the
+	// namespace of the blank, by whatever name. Whatever else exists under spec.ID goes
+	// first. If it fails, neither exists any more.
+	Adopt(ctx context.Context, blank string, spec Spec) error
 }

@@ -50,6 +50,7 @@ type box struct {
 	cancel context.CancelFunc
 	over   chan struct{}
 	ended  bool
+	owner  *Runtime // of a blank: who prepared it
 }
 
 // NewMachine returns an empty Machine whose sandboxes run program; nil means Idle.
@@ -60,7 +61,7 @@ func NewMachine(program Program) *Machine {
 	return &Machine{program: program, nextPID: 100, all: map[string]*box{}}
 }
 
-// FailWith makes operations ("start", "stop", "list", "usage", "cleanup") fail with what f returns,
+// FailWith makes operations ("start", "prepare", "adopt", "stop", "list", "usage", "cleanup") fail with what f returns,
 // until it is called with nil.
 func (m *Machine) FailWith(f func(op, id string) error) {
 	m.mu.Lock()
@@ -120,26 +121,30 @@ func (m *Machine) running(id string) *box {
 }
 
 func (m *Machine) start(spec sandbox.Spec) *box {
-	spec.Labels = maps.Clone(spec.Labels)
-	spec.Boot = slices.Clone(spec.Boot)
-	ctx, cancel := context.WithCancel(context.Background())
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.nextPID++
-	b := &box{spec: spec, pid: m.nextPID, forced: make(chan sandbox.Exit), cancel: cancel, over: make(chan struct{})}
-	m.all[spec.ID] = b
-	go m.run(ctx, b)
+	return m.add(&box{spec: spec, pid: m.nextPID}, m.program)
+}
+
+// add makes b run program. The caller holds mu.
+func (m *Machine) add(b *box, program Program) *box {
+	b.spec.Labels, b.spec.Boot = maps.Clone(b.spec.Labels), slices.Clone(b.spec.Boot)
+	ctx, cancel := context.WithCancel(context.Background())
+	b.forced, b.cancel, b.over = make(chan sandbox.Exit), cancel, make(chan struct{})
+	m.all[b.spec.ID] = b
+	go m.run(ctx, b, program)
 	return b
 }
 
-func (m *Machine) run(ctx context.Context, b *box) {
+func (m *Machine) run(ctx context.Context, b *box, program Program) {
 	own := make(chan sandbox.Exit, 1)
 	p := &Process{Spec: b.spec, Use: func(u sandbox.Usage) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		b.usage = u
 	}}
-	go func() { own <- m.program(ctx, p) }()
+	go func() { own <- program(ctx, p) }()
 	var exit sandbox.Exit
 	select {
 	case exit = <-own:
@@ -180,7 +185,10 @@ type Runtime struct {
 	watches map[string]func() // ends the watch
 }
 
-var _ sandbox.Runtime = (*Runtime)(nil)
+var (
+	_ sandbox.Runtime  = (*Runtime)(nil)
+	_ sandbox.Preparer = (*Runtime)(nil)
+)
 
 // New returns a Runtime over m. Several may stand for one host process after another.
 func New(m *Machine) *Runtime {
@@ -194,13 +202,8 @@ func (r *Runtime) Start(ctx context.Context, spec sandbox.Spec) error {
 	if err := r.allowed(ctx, "start", spec.ID); err != nil {
 		return err
 	}
-	switch {
-	case spec.ID == "" || strings.ContainsAny(spec.ID, "/"):
-		return errs.New(errs.Invalid, "sandbox %q: bad ID", spec.ID)
-	case spec.Size.CPUs <= 0 || spec.Size.MemoryMiB <= 0:
-		return errs.New(errs.Invalid, "sandbox %s: the size has zero fields", spec.ID)
-	case spec.NetNS == "" || strings.Contains(spec.NetNS, "no-such"):
-		return errs.New(errs.NotFound, "sandbox %s: the network namespace %q is missing", spec.ID, spec.NetNS)
+	if err := checkSpec(spec); err != nil {
+		return err
 	}
 	b := r.m.running(spec.ID)
 	if b == nil {
@@ -209,6 +212,18 @@ func (r *Runtime) Start(ctx context.Context, spec sandbox.Spec) error {
 		b = r.m.start(spec)
 	}
 	r.watch(spec.ID, b)
+	return nil
+}
+
+func checkSpec(spec sandbox.Spec) error {
+	switch {
+	case spec.ID == "" || strings.ContainsAny(spec.ID, "/"):
+		return errs.New(errs.Invalid, "sandbox %q: bad ID", spec.ID)
+	case spec.Size.CPUs <= 0 || spec.Size.MemoryMiB <= 0:
+		return errs.New(errs.Invalid, "sandbox %s: the size has zero fields", spec.ID)
+	case spec.NetNS == "" || strings.Contains(spec.NetNS, "no-such"):
+		return errs.New(errs.NotFound, "sandbox %s: the network namespace %q is missing", spec.ID, spec.NetNS)
+	}
 	return nil
 }
 
@@ -239,8 +254,10 @@ func (r *Runtime) List(ctx context.Context) ([]sandbox.State, error) {
 	var out []sandbox.State
 	for _, id := range slices.Sorted(maps.Keys(r.m.all)) {
 		b := r.m.all[id]
-		st := sandbox.State{ID: id, Labels: maps.Clone(b.spec.Labels)}
-		if b.ended {
+		st := sandbox.State{ID: id, Labels: maps.Clone(b.spec.Labels), Blank: b.owner != nil}
+		if b.owner != nil && b.owner != r {
+			st.Exit = sandbox.Exit{Code: -1, Reason: "the process that prepared it has ended"}
+		} else if b.ended {
 			st.Exit = b.exit
 		} else {
 			st.Running, st.PID = true, b.pid
@@ -307,6 +324,12 @@ func (r *Runtime) Close() error {
 	r.cancel() // under the lock, so that no watch begins after the wait
 	r.mu.Unlock()
 	r.wg.Wait()
+	for _, id := range r.m.IDs() {
+		if b := r.m.running(id); b != nil && b.owner == r {
+			b.cancel()
+			<-b.over
+		}
+	}
 	return nil
 }
 

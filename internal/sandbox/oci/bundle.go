@@ -17,9 +17,9 @@ import (
 // bundle is the directory of one sandbox.
 type bundle string
 
-func (r *Runtime) bundle(id string) bundle {
-	return bundle(filepath.Join(r.opts.Dir, "bundles", id))
-}
+func (r *Runtime) bundles() string { return filepath.Join(r.opts.Dir, "bundles") }
+
+func (r *Runtime) bundle(id string) bundle { return bundle(filepath.Join(r.bundles(), id)) }
 
 func (b bundle) pidFile() string  { return filepath.Join(string(b), "pid") }
 func (b bundle) log() string      { return filepath.Join(string(b), "log") }
@@ -32,7 +32,18 @@ type record struct {
 	Labels map[string]string `json:"labels"`
 	Size   core.MemberSize   `json:"size"`
 	RootFS string            `json:"rootfs"` // its directory's name
+	// Blank: the sandbox was prepared, and nobody has adopted it.
+	Blank bool `json:"blank,omitempty"`
+	// ID is whose bundle an adopted one became. It is written before the bundle gets that
+	// name: until then it is still a blank's.
+	ID string `json:"id,omitempty"`
+	// Container is what the runtime and the cgroups call an adopted sandbox: neither can
+	// be renamed. Empty: by its ID.
+	Container string `json:"container,omitempty"`
 }
+
+// blank says whether a record in the bundle of an ID is that of a blank.
+func (rec record) blank(id string) bool { return rec.Blank || rec.ID != "" && rec.ID != id }
 
 // create makes the bundle. The record is written first: from then on the sandbox is
 // listed with its labels.
@@ -40,13 +51,17 @@ func (b bundle) create(rec record, config any) error {
 	if err := os.MkdirAll(string(b), 0o700); err != nil {
 		return err
 	}
-	if err := writeJSON(filepath.Join(string(b), "record.json"), rec); err != nil {
+	if err := b.setRecord(rec); err != nil {
 		return err
 	}
 	return writeJSON(filepath.Join(string(b), "config.json"), config)
 }
 
-// record reads what create wrote; of an interrupted create, nothing.
+func (b bundle) setRecord(rec record) error {
+	return writeJSON(filepath.Join(string(b), "record.json"), rec)
+}
+
+// record reads what was written last; of an interrupted create, nothing.
 func (b bundle) record() (rec record) {
 	if readJSON(filepath.Join(string(b), "record.json"), &rec) != nil {
 		return record{}
@@ -83,12 +98,12 @@ func (b bundle) exit() (e sandbox.Exit, ok bool) {
 // inUse lists the root file systems that bundles stand on.
 func (r *Runtime) inUse() map[string]bool {
 	used := map[string]bool{}
-	records, err := filepath.Glob(filepath.Join(r.opts.Dir, "bundles", "*", "record.json"))
+	ids, err := subdirectories(r.bundles())
 	if err != nil {
 		return used
 	}
-	for _, path := range records {
-		used[bundle(filepath.Dir(path)).record().RootFS] = true
+	for _, id := range ids {
+		used[r.bundle(id).record().RootFS] = true
 	}
 	return used
 }

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/errs"
 	"github.com/sluice-gateway/sluice/internal/sandbox"
 )
@@ -135,6 +136,48 @@ func (c cgroups) cpuSeconds(cgroup string) (float64, error) {
 	}
 	ns, err := readNumber(filepath.Join(c.byName["cpuacct"], cgroup, "cpuacct.usage"))
 	return float64(ns) / 1e9, err
+}
+
+// resize gives a cgroup the limits that a runtime gives to one of that size.
+func (c cgroups) resize(cgroup string, size core.MemberSize) error {
+	quota, period := cpuQuota(size)
+	cpu := strconv.FormatInt(quota, 10)
+	if c.v2 != "" {
+		cpu += " " + strconv.FormatUint(period, 10) // swap stays denied
+	}
+	return errors.Join(c.setMemory(cgroup, memoryBytes(size)),
+		write(c.file(cgroup, "cpu", "cpu.cfs_quota_us", "cpu.max"), cpu))
+}
+
+func (c cgroups) setMemory(cgroup string, limit int64) error {
+	text := strconv.FormatInt(limit, 10)
+	memory := c.file(cgroup, "memory", "memory.limit_in_bytes", "memory.max")
+	if c.v2 != "" {
+		return write(memory, text)
+	}
+	// Memory and swap together may never be less than memory alone.
+	both := filepath.Join(filepath.Dir(memory), "memory.memsw.limit_in_bytes")
+	order := []string{both, memory}
+	if now, err := readNumber(memory); err == nil && limit < now {
+		slices.Reverse(order)
+	}
+	for _, path := range order {
+		// Kernels without swap accounting lack the one for both.
+		if err := write(path, text); err != nil && (path != both || !os.IsNotExist(err)) {
+			return err
+		}
+	}
+	return nil
+}
+
+// write never makes a file: what is not there the kernel lacks.
+func write(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
 }
 
 func readNumber(path string) (int64, error) {

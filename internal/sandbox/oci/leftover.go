@@ -13,10 +13,10 @@ import (
 	"github.com/sluice-gateway/sluice/internal/errs"
 )
 
-// killRuntimes kills the runtime's processes that work for one sandbox, or for any of
-// this installation if id is "": a host that was killed leaves them running. The
+// killRuntimes kills the runtime's processes that work for one container, or for any of
+// this installation if it is "": a host that was killed leaves them running. The
 // caller's own are not among them, since one ID is handled by one call at a time.
-func (r *Runtime) killRuntimes(ctx context.Context, id string) error {
+func (r *Runtime) killRuntimes(ctx context.Context, container string) error {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return errs.New(errs.Internal, "list processes: %w", err)
@@ -26,7 +26,7 @@ func (r *Runtime) killRuntimes(ctx context.Context, id string) error {
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		if p := r.runtimeProcess(pid, id); p != nil {
+		if p := r.runtimeProcess(pid, container); p != nil {
 			r.log.Info("killing a runtime process that was left behind", "pid", pid)
 			p.signal(unix.SIGKILL)
 			gone := p.wait(ctx, killTimeout)
@@ -40,13 +40,13 @@ func (r *Runtime) killRuntimes(ctx context.Context, id string) error {
 	return nil
 }
 
-// runtimeProcess opens a process if it is the runtime's, and of the sandbox.
-func (r *Runtime) runtimeProcess(pid int, id string) *proc {
-	if !r.worksFor(pid, id) {
+// runtimeProcess opens a process if it is the runtime's, and of the container.
+func (r *Runtime) runtimeProcess(pid int, container string) *proc {
+	if !r.worksFor(pid, container) {
 		return nil
 	}
 	p := openProc(pid)
-	if p == nil || !r.worksFor(pid, id) { // again, now that the number can't change hands
+	if p == nil || !r.worksFor(pid, container) { // again, now that the number can't change hands
 		if p != nil {
 			p.close()
 		}
@@ -57,7 +57,7 @@ func (r *Runtime) runtimeProcess(pid int, id string) *proc {
 
 // worksFor recognises a call of the runtime by its state directory among the arguments,
 // and what it forked by the variable that runc hands down to it.
-func (r *Runtime) worksFor(pid int, id string) bool {
+func (r *Runtime) worksFor(pid int, container string) bool {
 	dir := filepath.Join("/proc", strconv.Itoa(pid))
 	args, err := os.ReadFile(filepath.Join(dir, "cmdline"))
 	if err != nil || len(args) == 0 {
@@ -68,7 +68,7 @@ func (r *Runtime) worksFor(pid int, id string) bool {
 		return slices.ContainsFunc(words, func(w []byte) bool { return string(w) == s })
 	}
 	if isWord("--root") && isWord(r.runtimeRoot()) {
-		return id == "" || string(words[len(words)-1]) == id
+		return container == "" || string(words[len(words)-1]) == container
 	}
 	if !isWord("init") {
 		return false
@@ -79,8 +79,8 @@ func (r *Runtime) worksFor(pid int, id string) bool {
 	}
 	for v := range bytes.SplitSeq(env, []byte{0}) {
 		if path, ok := bytes.CutPrefix(v, []byte("_LIBCONTAINER_STATEDIR=")); ok {
-			return string(path) == filepath.Join(r.runtimeRoot(), id) ||
-				id == "" && filepath.Dir(string(path)) == r.runtimeRoot()
+			return string(path) == filepath.Join(r.runtimeRoot(), container) ||
+				container == "" && filepath.Dir(string(path)) == r.runtimeRoot()
 		}
 	}
 	return false

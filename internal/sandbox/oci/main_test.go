@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -20,6 +21,7 @@ var payload string
 type managerJob struct {
 	Instance, Dir, Program string
 	Specs                  []sandbox.Spec
+	Prepare                bool // prepare and adopt instead of start
 }
 
 func TestMain(m *testing.M) {
@@ -55,7 +57,17 @@ func runManager(raw string) {
 	}
 	fmt.Println("ready")
 	for _, spec := range job.Specs {
-		if err := r.Start(tContext(), spec); err != nil {
+		start := r.Start
+		if job.Prepare {
+			start = func(ctx context.Context, spec sandbox.Spec) error {
+				blank := "blank-" + spec.ID
+				if err := r.Prepare(ctx, blank, spec.NetNS); err != nil {
+					return err
+				}
+				return r.Adopt(ctx, blank, spec)
+			}
+		}
+		if err := start(tContext(), spec); err != nil {
 			fmt.Fprintln(os.Stderr, "manager:", err)
 			os.Exit(1)
 		}

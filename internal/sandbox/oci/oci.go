@@ -8,6 +8,7 @@
 package oci
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -56,9 +57,13 @@ type Runtime struct {
 
 	mu      sync.Mutex
 	watches map[string]*watch
+	blanks  map[string]*os.File // the boot pipes of those that this process prepared
 }
 
-var _ sandbox.Runtime = (*Runtime)(nil)
+var (
+	_ sandbox.Runtime  = (*Runtime)(nil)
+	_ sandbox.Preparer = (*Runtime)(nil)
+)
 
 var (
 	validInstance = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$`)
@@ -91,7 +96,7 @@ func New(o Options) (*Runtime, error) {
 	r := &Runtime{
 		opts: o, log: o.Logger,
 		rootfs: &rootfs{dir: filepath.Join(o.Dir, "rootfs"), program: o.Program, caCerts: o.CACerts},
-		exits:  make(chan string), watches: map[string]*watch{},
+		exits:  make(chan string), watches: map[string]*watch{}, blanks: map[string]*os.File{},
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	return r, nil
@@ -152,6 +157,9 @@ func (r *Runtime) Stop(ctx context.Context, id string) error {
 		return nil // nothing of that name was ever started
 	}
 	r.unwatch(id)
+	if boot := r.takeBlank(id); boot != nil {
+		boot.Close() //nolint:errcheck // nothing was written to it
+	}
 	if !r.exists(id) {
 		return nil
 	}
@@ -177,7 +185,9 @@ func (r *Runtime) List(ctx context.Context) ([]sandbox.State, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		states = append(states, r.state(id))
+		if r.exists(id) { // else it was adopted, or is gone, since
+			states = append(states, r.state(id))
+		}
 	}
 	return states, nil
 }
@@ -185,6 +195,9 @@ func (r *Runtime) List(ctx context.Context) ([]sandbox.State, error) {
 func (r *Runtime) state(id string) sandbox.State {
 	b := r.bundle(id)
 	rec := b.record()
+	if rec.blank(id) {
+		return r.blankState(id)
+	}
 	st := sandbox.State{ID: id, Labels: rec.Labels}
 	if p := r.ready(id); p != nil {
 		st.Running, st.PID = true, p.pid
@@ -205,9 +218,12 @@ func (r *Runtime) Exits() <-chan string { return r.exits }
 func (r *Runtime) Close() error {
 	r.cancel()
 	r.mu.Lock()
-	watches := r.watches
-	r.watches = map[string]*watch{}
+	watches, blanks := r.watches, r.blanks
+	r.watches, r.blanks = map[string]*watch{}, map[string]*os.File{}
 	r.mu.Unlock()
+	for _, boot := range blanks {
+		boot.Close() //nolint:errcheck // nothing was written to it
+	}
 	for _, w := range watches {
 		w.end()
 	}
@@ -262,69 +278,94 @@ func (r *Runtime) stopAll(ctx context.Context, ids []string) error {
 	return nil
 }
 
-// cgroup is the path of a sandbox's cgroup, or of all sandboxes', below each hierarchy's root.
-func (r *Runtime) cgroup(id string) string {
-	return filepath.Join("/sluice-"+r.opts.Instance, id)
+// cgroup is the path of a container's cgroup, or of all containers', below each hierarchy's root.
+func (r *Runtime) cgroup(container string) string {
+	return filepath.Join("/sluice-"+r.opts.Instance, container)
+}
+
+// container is what the runtime and the cgroups call a sandbox.
+func (r *Runtime) container(id string) string {
+	return cmp.Or(r.bundle(id).record().Container, id)
 }
 
 func (r *Runtime) runtimeRoot() string { return filepath.Join(r.opts.Dir, "runtime") }
 
-// ids lists whatever has a bundle, a record of the runtime's or a cgroup. A crash can
-// leave any of these without the others.
+// ids lists whatever has a bundle, and whatever has a record of the runtime's or a
+// cgroup and belongs to no bundle. A crash can leave any of these without the others.
 func (r *Runtime) ids() ([]string, error) {
-	dirs := []string{filepath.Join(r.opts.Dir, "bundles"), r.runtimeRoot()}
+	ids, err := subdirectories(r.bundles())
+	if err != nil {
+		return nil, err
+	}
 	cg, err := findCgroups()
 	if err != nil {
 		return nil, err
 	}
-	dirs = append(dirs, cg.paths(r.cgroup(""))...)
 	seen := map[string]bool{}
-	var ids []string
-	for _, dir := range dirs {
-		entries, err := os.ReadDir(dir)
-		if err != nil && !os.IsNotExist(err) {
-			return nil, errs.New(errs.Internal, "list sandboxes: %w", err)
+	for _, id := range ids {
+		seen[id] = true
+	}
+	for _, dir := range append(cg.paths(r.cgroup("")), r.runtimeRoot()) {
+		containers, err := subdirectories(dir)
+		if err != nil {
+			return nil, err
 		}
-		for _, e := range entries {
-			if id := e.Name(); e.IsDir() && !strings.HasPrefix(id, ".") && !seen[id] {
-				seen[id] = true
-				ids = append(ids, id)
+		for _, name := range containers {
+			if !seen[name] && !r.adopted(name) {
+				ids = append(ids, name)
 			}
+			seen[name] = true
 		}
 	}
 	return ids, nil
 }
 
+func subdirectories(dir string) (names []string, err error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !os.IsNotExist(err) {
+		return nil, errs.New(errs.Internal, "list sandboxes: %w", err)
+	}
+	for _, e := range entries {
+		if name := e.Name(); e.IsDir() && !strings.HasPrefix(name, ".") {
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
 func (r *Runtime) exists(id string) bool {
-	paths := []string{string(r.bundle(id))}
-	paths = append(paths, r.records(id)...)
+	if _, err := os.Lstat(string(r.bundle(id))); err == nil {
+		return true
+	}
+	paths := r.records(id)
 	if cg, err := findCgroups(); err == nil {
 		paths = append(paths, cg.paths(r.cgroup(id))...)
 	}
 	for _, p := range paths {
 		if _, err := os.Lstat(p); err == nil {
-			return true
+			return !r.adopted(id)
 		}
 	}
 	return false
 }
 
-// records lists what the runtime keeps of a sandbox in its state directory.
-func (r *Runtime) records(id string) []string {
+// records lists what the runtime keeps of a container in its state directory.
+func (r *Runtime) records(container string) []string {
 	// runc and crun make a directory, runsc files that begin with the ID.
-	files, err := filepath.Glob(filepath.Join(r.runtimeRoot(), id+"_sandbox:*"))
+	files, err := filepath.Glob(filepath.Join(r.runtimeRoot(), container+"_sandbox:*"))
 	if err != nil {
 		files = nil // the pattern is constant but for a checked ID
 	}
-	return append(files, filepath.Join(r.runtimeRoot(), id))
+	return append(files, filepath.Join(r.runtimeRoot(), container))
 }
 
 // remove takes away everything of a sandbox, whatever state it is in; the bundle last,
 // so that an interrupted removal is still listed.
 func (r *Runtime) remove(ctx context.Context, id string) error {
+	container := r.container(id)
 	if !r.bundle(id).booted() {
 		// The start was interrupted: its runtime may be at work still.
-		if err := r.killRuntimes(ctx, id); err != nil {
+		if err := r.killRuntimes(ctx, container); err != nil {
 			return err
 		}
 	}
@@ -332,14 +373,14 @@ func (r *Runtime) remove(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if err := cg.kill(ctx, r.cgroup(id)); err != nil {
+	if err := cg.kill(ctx, r.cgroup(container)); err != nil {
 		return fmt.Errorf("stop sandbox %s: %w", id, err)
 	}
-	r.deleteRecord(ctx, id)
-	if err := cg.remove(ctx, r.cgroup(id)); err != nil {
+	r.deleteRecord(ctx, id, container)
+	if err := cg.remove(ctx, r.cgroup(container)); err != nil {
 		return fmt.Errorf("stop sandbox %s: %w", id, err)
 	}
-	for _, path := range append(r.records(id), string(r.bundle(id))) {
+	for _, path := range append(r.records(container), string(r.bundle(id))) {
 		if err := os.RemoveAll(path); err != nil {
 			return errs.New(errs.Internal, "stop sandbox %s: %w", id, err)
 		}
@@ -360,7 +401,7 @@ func (r *Runtime) Usage(ctx context.Context, id string) (sandbox.Usage, error) {
 	if err != nil {
 		return sandbox.Usage{}, err
 	}
-	u, err := cg.usage(r.cgroup(id))
+	u, err := cg.usage(r.cgroup(r.container(id)))
 	if os.IsNotExist(err) {
 		return u, errs.New(errs.NotFound, "sandbox %s does not run", id)
 	}

@@ -97,6 +97,62 @@ func TestVersion2Files(t *testing.T) {
 	}
 }
 
+func TestResize(t *testing.T) {
+	t.Parallel()
+	size := core.MemberSize{CPUs: 1.5, MemoryMiB: 2}
+	for name, tc := range map[string]struct {
+		v2         bool
+		have, want map[string]string
+	}{
+		"version 2": {true, map[string]string{"memory.max": "9", "cpu.max": "max 100000"},
+			map[string]string{"memory.max": "2097152", "cpu.max": "150000 100000"}},
+		"version 1": {false, map[string]string{"memory.limit_in_bytes": "9", "memory.memsw.limit_in_bytes": "9", "cpu.cfs_quota_us": "1000"},
+			map[string]string{"memory.limit_in_bytes": "2097152", "memory.memsw.limit_in_bytes": "2097152", "cpu.cfs_quota_us": "150000"}},
+		"version 1 without swap": {false, map[string]string{"memory.limit_in_bytes": "9", "cpu.cfs_quota_us": "1000"},
+			map[string]string{"memory.limit_in_bytes": "2097152", "cpu.cfs_quota_us": "150000"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			c := cgroups{byName: map[string]string{"memory": dir, "cpu": dir}}
+			if tc.v2 {
+				c = cgroups{v2: dir}
+			}
+			for file, text := range tc.have {
+				if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := c.resize("", size); err != nil {
+				t.Fatal(err)
+			}
+			got := map[string]string{}
+			for _, file := range subfiles(t, dir) {
+				raw, err := os.ReadFile(filepath.Join(dir, file))
+				if err != nil {
+					t.Fatal(err)
+				}
+				got[file] = string(raw)[:min(len(raw), len(tc.want[file]))] // a file here keeps what it is not written over
+			}
+			if diff := cmp.Diff(tc.want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func subfiles(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
 func FuzzParseCgroups(f *testing.F) {
 	f.Add("32 31 0:29 / /c/cpu rw - cgroup cgroup rw,cpu\n41 31 0:38 / /c/u rw - cgroup2 cgroup2 rw\n", "cpu memory")
 	f.Fuzz(func(t *testing.T, mountinfo, controllers string) {

@@ -197,7 +197,7 @@ func (r *Runtime) find(id string) *proc {
 	}
 	// The number may have been given to another process since: ask its cgroup, then
 	// whether the one that was opened is still there to have been asked.
-	if !inCgroup(pid, r.cgroup(id)) || p.ended() {
+	if !inCgroup(pid, r.cgroup(r.container(id))) || p.ended() {
 		p.close()
 		return nil
 	}

@@ -83,14 +83,20 @@ func rlimits() []specs.POSIXRlimit {
 }
 
 func resources(size core.MemberSize) *specs.LinuxResources {
-	memory, period, pids := memoryBytes(size), uint64(100_000), int64(maxPIDs)
-	quota := max(int64(math.Round(size.CPUs*float64(period))), 1000) // the kernel's least
+	memory, pids := memoryBytes(size), int64(maxPIDs)
+	quota, period := cpuQuota(size)
 	return &specs.LinuxResources{
 		// Swap counts memory and swap together: equal means no swap.
 		Memory: &specs.LinuxMemory{Limit: &memory, Swap: &memory},
 		CPU:    &specs.LinuxCPU{Quota: &quota, Period: &period},
 		Pids:   &specs.LinuxPids{Limit: &pids},
 	}
+}
+
+// cpuQuota is how many microseconds of a period a member may use.
+func cpuQuota(size core.MemberSize) (quota int64, period uint64) {
+	period = 100_000
+	return max(int64(math.Round(size.CPUs*float64(period))), 1000), period // the kernel's least
 }
 
 func namespaces(netns string) []specs.LinuxNamespace {

@@ -37,45 +37,67 @@ func (r *Runtime) Check() error {
 
 // start makes a sandbox and returns its process. What it made stays if it fails.
 func (r *Runtime) start(ctx context.Context, spec sandbox.Spec) (*proc, error) {
-	b, err := r.prepare(spec)
+	p, boot, err := r.launch(ctx, spec, record{Labels: spec.Labels, Size: spec.Size})
 	if err != nil {
-		return nil, r.startError(spec.ID, err)
+		return nil, err
 	}
-	bootReader, bootWriter, err := os.Pipe()
-	if err != nil {
-		return nil, r.startError(spec.ID, err)
-	}
-	defer bootWriter.Close()
-	err = r.run(ctx, spec.ID, b, bootReader)
-	bootReader.Close() //nolint:errcheck // the sandbox has its own copy
-	if err != nil {
-		return nil, r.startError(spec.ID, err)
-	}
-	p := r.find(spec.ID)
-	if p == nil || !p.waitExec(ctx) {
-		if p != nil {
-			p.close()
-		}
-		return nil, r.endedAtOnce(spec.ID, b)
-	}
-	// The boot data goes only to a process that is being watched: a sandbox whose host
-	// died before this point reads an empty pipe and ends by itself, and until then counts
-	// as one whose start was interrupted.
-	err = writeBoot(ctx, bootWriter, spec.Boot)
-	if err == nil {
-		err = b.markBooted()
-	}
-	if err != nil {
+	defer boot.Close()
+	if err := r.handOver(ctx, spec, boot); err != nil {
 		p.close()
-		if errors.Is(err, unix.EPIPE) {
-			return nil, r.endedAtOnce(spec.ID, b)
-		}
-		return nil, r.startError(spec.ID, fmt.Errorf("handing over its boot data: %w", err))
+		return nil, err
 	}
 	return p, nil
 }
 
-func (r *Runtime) prepare(spec sandbox.Spec) (bundle, error) {
+// launch starts the program. The boot data goes into the pipe that it returns.
+func (r *Runtime) launch(ctx context.Context, spec sandbox.Spec, rec record) (p *proc, boot *os.File, err error) {
+	b, err := r.prepare(spec, rec)
+	if err != nil {
+		return nil, nil, r.startError(spec.ID, err)
+	}
+	reader, boot, err := os.Pipe()
+	if err != nil {
+		return nil, nil, r.startError(spec.ID, err)
+	}
+	defer func() {
+		if err != nil {
+			boot.Close()
+		}
+	}()
+	err = r.run(ctx, spec.ID, b, reader)
+	reader.Close() //nolint:errcheck // the sandbox has its own copy
+	if err != nil {
+		return nil, nil, r.startError(spec.ID, err)
+	}
+	if p = r.find(spec.ID); p == nil {
+		return nil, nil, r.endedAtOnce(spec.ID, b)
+	}
+	if !p.waitExec(ctx) {
+		p.close()
+		return nil, nil, r.endedAtOnce(spec.ID, b)
+	}
+	return p, boot, nil
+}
+
+// handOver writes the boot data. It goes only to a process that is being watched: a
+// sandbox whose host died before this point reads an empty pipe and ends by itself, and
+// until then counts as one whose start was interrupted.
+func (r *Runtime) handOver(ctx context.Context, spec sandbox.Spec, boot *os.File) error {
+	b := r.bundle(spec.ID)
+	err := writeBoot(ctx, boot, spec.Boot)
+	if err == nil {
+		err = b.markBooted()
+	}
+	if errors.Is(err, unix.EPIPE) {
+		return r.endedAtOnce(spec.ID, b)
+	}
+	if err != nil {
+		return r.startError(spec.ID, fmt.Errorf("handing over its boot data: %w", err))
+	}
+	return nil
+}
+
+func (r *Runtime) prepare(spec sandbox.Spec, rec record) (bundle, error) {
 	if err := r.makeDir(); err != nil {
 		return "", err
 	}
@@ -86,7 +108,8 @@ func (r *Runtime) prepare(spec sandbox.Spec) (bundle, error) {
 	defer release()
 	b := r.bundle(spec.ID)
 	config := buildSpec(spec, r.rootfs.path(name), r.cgroup(spec.ID))
-	return b, b.create(record{Labels: spec.Labels, Size: spec.Size, RootFS: name}, config)
+	rec.RootFS = name
+	return b, b.create(rec, config)
 }
 
 // makeDir makes the run directory and sees to it that mapped users can pass through.
@@ -134,7 +157,7 @@ func (r *Runtime) run(ctx context.Context, id string, b bundle, boot *os.File) e
 		return err
 	}
 	defer log.Close()
-	cmd := r.command(ctx, "run", "--detach", "--preserve-fds", "1",
+	cmd := r.command(ctx, b, "run", "--detach", "--preserve-fds", "1",
 		"--bundle", string(b), "--pid-file", b.pidFile(), id)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{boot}
@@ -147,9 +170,8 @@ func (r *Runtime) run(ctx context.Context, id string, b bundle, boot *os.File) e
 	return nil
 }
 
-// command prepares a call of the runtime for one sandbox, which is the last argument.
-func (r *Runtime) command(ctx context.Context, verb string, args ...string) *exec.Cmd {
-	b := r.bundle(args[len(args)-1])
+// command prepares a call of the runtime for one container, which is the last argument.
+func (r *Runtime) command(ctx context.Context, b bundle, verb string, args ...string) *exec.Cmd {
 	all := append([]string{}, r.opts.RuntimeArgs...)
 	all = append(all, "--root", r.runtimeRoot(), "--log", b.toolLog(), "--log-format", "json", verb)
 	cmd := exec.CommandContext(ctx, r.opts.Runtime, append(all, args...)...)
@@ -228,11 +250,11 @@ func (r *Runtime) hint(message string) string {
 	return "see whether " + r.opts.Runtime + " works on this machine"
 }
 
-// deleteRecord has the runtime forget a sandbox. It may not know it, or its record may
+// deleteRecord has the runtime forget a sandbox's container. It may not know it, or its record may
 // be corrupt; what it leaves is removed by the caller.
-func (r *Runtime) deleteRecord(ctx context.Context, id string) {
+func (r *Runtime) deleteRecord(ctx context.Context, id, container string) {
 	known := false
-	for _, path := range r.records(id) {
+	for _, path := range r.records(container) {
 		if _, err := os.Lstat(path); err == nil {
 			known = true
 		}
@@ -242,7 +264,7 @@ func (r *Runtime) deleteRecord(ctx context.Context, id string) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, deleteTimeout)
 	defer cancel()
-	if out, err := r.command(ctx, "delete", "--force", id).CombinedOutput(); err != nil {
+	if out, err := r.command(ctx, r.bundle(id), "delete", "--force", container).CombinedOutput(); err != nil {
 		r.log.Debug("the runtime can't delete a sandbox; its files are removed", "sandbox", id,
 			"error", err, "output", strings.TrimSpace(string(out)))
 	}

@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -89,7 +90,7 @@ func (r *Runtime) judge(id string, rec record, p *proc) sandbox.Exit {
 		status, known = p.exitStatus()
 	}
 	killed := !known || status.Signaled() && status.Signal() == unix.SIGKILL
-	if cg, err := findCgroups(); err == nil && killed && cg.oomKills(r.cgroup(id)) > 0 {
+	if cg, err := findCgroups(); err == nil && killed && cg.oomKills(r.cgroup(cmp.Or(rec.Container, id))) > 0 {
 		return sandbox.Exit{OutOfMemory: true, Code: 128 + int(unix.SIGKILL),
 			Reason: fmt.Sprintf("out of memory: the limit is %d MiB", rec.Size.MemoryMiB)}
 	}

@@ -81,6 +81,12 @@ func Run(t *testing.T, factory Factory) {
 		"bad specs":                      badSpecs,
 		"what does not exist can go":     stopUnknown,
 		"closing leaves members running": closing,
+		"prepare, adopt":                 prepareAdopt,
+		"a blank can be stopped":         blankStopped,
+		"a blank ends with its manager":  blankOutlived,
+		"adopting takes another's place": adoptAgain,
+		"a blank that can't be adopted":  adoptRefused,
+		"an adopted one's size":          adoptedSize,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
