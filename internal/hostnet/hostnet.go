@@ -19,6 +19,9 @@ import (
 type Config struct {
 	VNets []core.GoalVNet
 	Ports []Port
+	// Prepared names, for ports that have no namespace yet, the prepared one that becomes
+	// theirs. A name that is not known is as if it were not there. Optional.
+	Prepared map[PortKey]string
 }
 
 // Port is a member's place in the networks: a network namespace with eth0 (the
@@ -68,6 +71,18 @@ type Item struct {
 // be called beside the Network's other methods.
 type NATMeter interface {
 	NATGateways(ctx context.Context) ([]core.NATGatewayReport, error)
+}
+
+// Preparer is an optional ability of a Network: to make a port's namespace before it is
+// known whose it will be, for a process that waits in it. Its methods may be called beside
+// the Network's others.
+type Preparer interface {
+	// Prepare makes a namespace with nothing in it and returns its path. It stays until a
+	// port takes it, until Discard, or until another process's Set.
+	Prepare(ctx context.Context, name string) (path string, err error)
+	// Discard removes a prepared namespace. One that a port took, or that does not exist, is
+	// left alone.
+	Discard(name string) error
 }
 
 // Network makes the machine's networking equal to a Config. Its methods may be

@@ -8,8 +8,10 @@ package fake
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"sort"
 	"sync"
 
@@ -23,7 +25,8 @@ type Machine struct {
 	mu    sync.Mutex
 	vnets map[string]core.GoalVNet
 	ports map[hostnet.PortKey]hostnet.Port
-	up    bool // some Network was up since the last CleanUp
+	blank map[string]*Network // prepared namespaces, and who prepared each
+	up    bool                // some Network was up since the last CleanUp
 	fail  map[string]error
 	sets  int
 }
@@ -37,6 +40,7 @@ func NewMachine() *Machine {
 
 func (m *Machine) clear() {
 	m.vnets, m.ports, m.up = map[string]core.GoalVNet{}, map[hostnet.PortKey]hostnet.Port{}, false
+	m.blank = map[string]*Network{}
 }
 
 // Fail makes an object fail from the next Set on, and with nil succeed again. The
@@ -68,6 +72,13 @@ func (m *Machine) Ports() []hostnet.Port {
 	return out
 }
 
+// Prepared returns the names of the prepared namespaces that exist.
+func (m *Machine) Prepared() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Sorted(maps.Keys(m.blank))
+}
+
 // Network implements hostnet.Network on a Machine.
 type Network struct {
 	machine  *Machine
@@ -80,6 +91,7 @@ type Network struct {
 var (
 	_ hostnet.Network  = (*Network)(nil)
 	_ hostnet.NATMeter = (*Network)(nil)
+	_ hostnet.Preparer = (*Network)(nil)
 )
 
 // New returns a Network on a machine. Several may follow each other on one machine.
@@ -120,6 +132,29 @@ func (n *Network) NATGateways(context.Context) ([]core.NATGatewayReport, error) 
 	return out, nil
 }
 
+// Prepare implements hostnet.Preparer.
+func (n *Network) Prepare(_ context.Context, name string) (string, error) {
+	m := n.machine
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.blank[name] != nil {
+		return "", errs.New(errs.Conflict, "the namespace %s was prepared already", name)
+	}
+	m.blank[name] = n
+	return "/run/netns/fake-b-" + name, nil
+}
+
+// Discard implements hostnet.Preparer.
+func (n *Network) Discard(name string) error {
+	m := n.machine
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.blank[name] == n {
+		delete(m.blank, name)
+	}
+	return nil
+}
+
 func (n *Network) isUp() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -134,12 +169,13 @@ func (n *Network) Set(ctx context.Context, cfg hostnet.Config) (hostnet.Status, 
 	if err := ctx.Err(); err != nil {
 		return hostnet.Status{}, errs.As(err)
 	}
-	return n.machine.set(cfg), nil
+	return n.machine.set(cfg, n), nil
 }
 
-func (m *Machine) set(cfg hostnet.Config) hostnet.Status {
+func (m *Machine) set(cfg hostnet.Config, by *Network) hostnet.Status {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	maps.DeleteFunc(m.blank, func(_ string, n *Network) bool { return n != by })
 	m.sets++
 	s := hostnet.Status{Ports: map[hostnet.PortKey]string{}}
 	refuse := func(object string, err error) {
@@ -160,6 +196,9 @@ func (m *Machine) set(cfg hostnet.Config) hostnet.Status {
 			continue
 		}
 		ports[p.Key()], s.Ports[p.Key()] = p, path(p.Key())
+		if _, have := m.ports[p.Key()]; !have {
+			delete(m.blank, cfg.Prepared[p.Key()])
+		}
 		taken[p.VNetUID+" "+p.Address.String()], taken[p.TunnelAddress.String()] = p.Member, p.Member
 	}
 	m.vnets, m.ports = vnets, ports
@@ -249,6 +288,9 @@ func (n *Network) Inventory(context.Context) ([]hostnet.Item, error) {
 			Type: "namespace", Name: fmt.Sprintf("fake-%s-%d", k.Member, k.Generation),
 			Why: fmt.Sprintf("member %s generation %d", k.Member, k.Generation),
 		})
+	}
+	for name := range m.blank {
+		items = append(items, hostnet.Item{Type: "namespace", Name: "fake-b-" + name, Why: "prepared " + name})
 	}
 	sort.Slice(items, func(i, j int) bool { return items[i].Name < items[j].Name })
 	return items, nil

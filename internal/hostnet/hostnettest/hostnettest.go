@@ -40,6 +40,8 @@ func Run(t *testing.T, newMachine func(t *testing.T) Machine) {
 		{"Tunnel", testTunnel},
 		{"CleanUp", testCleanUp},
 		{"CancelledSet", testCancelled},
+		{"Prepared", testPrepared},
+		{"PreparedByAnother", testPreparedByAnother},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

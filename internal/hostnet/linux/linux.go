@@ -77,6 +77,7 @@ type Network struct {
 	vnets    map[string]*vnet
 	swept    bool
 	reaper   *reaper
+	prepared prepared
 
 	meters sync.Mutex // one report of the NAT gateways at a time
 	alarms natAlarms
@@ -86,7 +87,10 @@ type Network struct {
 	own    *splice.Splicer // nil: it is somebody else's
 }
 
-var _ hostnet.Network = (*Network)(nil)
+var (
+	_ hostnet.Network  = (*Network)(nil)
+	_ hostnet.Preparer = (*Network)(nil)
+)
 
 var instanceForm = regexp.MustCompile(`^[0-9a-f]{1,8}$`)
 
@@ -116,7 +120,7 @@ func New(o Options) (*Network, error) {
 	return &Network{
 		own: own, opts: o, names: names{o.Instance}, log: o.Logger,
 		mem:   memory{filepath.Join(o.StateDir, "sysctl-"+o.Instance+".json")},
-		vnets: map[string]*vnet{}, alarms: natAlarms{}, reaper: newReaper(), ctx: ctx, cancel: cancel,
+		vnets: map[string]*vnet{}, prepared: prepared{spaces: map[string]*space{}}, alarms: natAlarms{}, reaper: newReaper(), ctx: ctx, cancel: cancel,
 	}, nil
 }
 
@@ -230,6 +234,7 @@ func (n *Network) Close() error {
 		v.close()
 		delete(n.vnets, uid)
 	}
+	n.prepared.close()
 	var err error
 	if n.tunnel != nil {
 		err = n.tunnel.close()

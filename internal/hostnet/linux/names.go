@@ -46,6 +46,9 @@ func (n names) nat(uid string) string { return n.prefix() + "n-" + digest(12, ui
 
 func (n names) member(k hostnet.PortKey) string { return n.prefix() + "m-" + portDigest(k) }
 
+// blank names a prepared namespace.
+func (n names) blank(name string) string { return n.prefix() + "b-" + digest(12, name) }
+
 // hostTable is the nftables table in the host's own namespace.
 func (n names) hostTable() string { return "sluice-" + n.instance }
 

@@ -14,12 +14,13 @@ import (
 
 // port is a member's namespace M with its two interfaces.
 type port struct {
-	spec    hostnet.Port
-	at      *space
-	ready   bool // complete when it was last looked at
-	bound   bool // the rules in force know it
-	err     error
-	checked time.Time
+	spec     hostnet.Port
+	prepared string // the namespace to take, if it has none
+	at       *space
+	ready    bool // complete when it was last looked at
+	bound    bool // the rules in force know it
+	err      error
+	checked  time.Time
 }
 
 // portJob names the removal of a port for the reaper.
@@ -63,6 +64,9 @@ func (n *Network) ensurePort(ctx context.Context, v *vnet, p *port) error {
 func (n *Network) openPort(p *port) (err error) {
 	if p.at != nil {
 		return p.at.keepName()
+	}
+	if p.at, err = n.takePrepared(p); p.at != nil || err != nil {
+		return err
 	}
 	p.at, _, err = ensureSpace(n.names.member(p.spec.Key()), portWhy(p.spec.Key()), memberValues())
 	return err

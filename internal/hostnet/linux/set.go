@@ -21,6 +21,7 @@ import (
 type round struct {
 	goals    map[string]core.GoalVNet // by UID
 	ports    map[string]map[hostnet.PortKey]hostnet.Port
+	prepared map[hostnet.PortKey]string
 	problems []hostnet.Problem
 }
 
@@ -63,7 +64,7 @@ func (n *Network) Set(ctx context.Context, cfg hostnet.Config) (hostnet.Status, 
 
 // sort checks what would make two objects one, and refuses the later.
 func (n *Network) sort(cfg hostnet.Config) *round {
-	r := &round{goals: map[string]core.GoalVNet{}, ports: map[string]map[hostnet.PortKey]hostnet.Port{}}
+	r := &round{goals: map[string]core.GoalVNet{}, ports: map[string]map[hostnet.PortKey]hostnet.Port{}, prepared: cfg.Prepared}
 	names := map[string]string{}
 	for _, g := range cfg.VNets {
 		name := n.names.vnet(g.UID)
@@ -145,6 +146,7 @@ func (n *Network) dropUnwanted(r *round) {
 				v.ports[k] = &port{spec: p}
 				v.stale = true
 			}
+			v.ports[k].prepared = r.prepared[k]
 		}
 	}
 }
@@ -231,6 +233,7 @@ func (g *natGateway) same(o *natGateway) bool {
 // sweep removes what an earlier process left and nobody wants any more.
 func (n *Network) sweep(r *round) error {
 	keep := map[string]bool{n.names.tunnel(): true}
+	n.prepared.keep(keep, n.names)
 	hostLinks := map[string]bool{}
 	var ports []hostnet.Port
 	for uid, v := range n.vnets {
@@ -268,7 +271,7 @@ func (n *Network) sweep(r *round) error {
 // leaving says that a member's namespace is being removed already.
 func (n *Network) leaving(name string) bool {
 	digest, ok := strings.CutPrefix(name, n.names.prefix()+"m-")
-	return ok && n.reaper.busy(portJob(digest))
+	return ok && n.reaper.busy(portJob(digest)) || n.reaper.busy(preparedJob(name))
 }
 
 func (n *Network) status(r *round) hostnet.Status {
