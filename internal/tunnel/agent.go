@@ -49,6 +49,7 @@ type AgentOptions struct {
 const (
 	connectTimeout = 10 * time.Second
 	firstRedial    = 8 * time.Millisecond
+	restAfter      = 30 * time.Millisecond
 	handlersGrace  = 10 * time.Second
 )
 
@@ -175,6 +176,7 @@ func (a *Agent) session(ctx context.Context) (welcomed bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var watch sync.WaitGroup
 	watch.Go(func() { a.closeDrained(ctx, c) })
+	watch.Go(func() { a.parkRest(ctx, m.Data) })
 	defer watch.Wait()
 	defer cancel()
 	return true, c.run(ctx, a.handle)
@@ -190,10 +192,28 @@ func (a *Agent) welcome(c *control, m message) error {
 		c.timeout = time.Duration(m.TimeoutMS) * time.Millisecond
 	}
 	a.setControl(c)
-	a.pool.setTarget(m.Data)
+	a.pool.begin()
 	a.pool.hurry()
 	a.opts.OnState(StateConnected)
 	return nil
+}
+
+// parkRest parks as many connections as the service wants to begin with. The first of all
+// comes alone: when a member was woken for a query, that goes over it, and the others'
+// handshakes would take the time of the query.
+func (a *Agent) parkRest(ctx context.Context, n int) {
+	if a.pool.first() {
+		rest := time.NewTimer(restAfter)
+		defer rest.Stop()
+		select {
+		case <-rest.C:
+		case <-a.drained:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+	a.pool.suggest(n)
 }
 
 // setControl makes c the connection that Drain speaks on.
@@ -210,7 +230,7 @@ func (a *Agent) setControl(c *control) {
 func (a *Agent) handle(m message) error {
 	switch m.Type {
 	case msgPark:
-		a.pool.setTarget(m.Data)
+		a.pool.demand(m.Data)
 	case msgDrain:
 		a.Drain()
 	case msgRefused:

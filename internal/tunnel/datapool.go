@@ -20,7 +20,8 @@ type dataPool struct {
 	mu       sync.Mutex
 	ctx      context.Context // of Run; nil before
 	target   int
-	running  int // workers
+	demanded bool // the service has named the target since it welcomed the member
+	running  int  // workers
 	draining bool
 	conns    map[*parkedConn]bool // true while a request is being answered
 	lonely   bool                 // draining without the service: idle connections are ours to close
@@ -30,7 +31,7 @@ type dataPool struct {
 
 func newDataPool(a *Agent) *dataPool {
 	return &dataPool{
-		agent: a, target: a.opts.Parked, conns: map[*parkedConn]bool{},
+		agent: a, target: 1, conns: map[*parkedConn]bool{},
 		changed: make(chan struct{}), hurried: make(chan struct{}),
 	}
 }
@@ -49,10 +50,39 @@ func (p *dataPool) start(ctx context.Context) {
 	p.spawn()
 }
 
-// setTarget changes how many connections are kept. Surplus ones go as they end.
-func (p *dataPool) setTarget(n int) {
+// begin notes that the service has welcomed the member.
+func (p *dataPool) begin() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.demanded = false
+}
+
+// first reports whether there was never more than one connection wanted.
+func (p *dataPool) first() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.target == 1 && !p.demanded
+}
+
+// demand changes how many connections are kept. Surplus ones go as they end.
+func (p *dataPool) demand(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.demanded = true
+	p.setTarget(n)
+}
+
+// suggest is demand, unless the service has demanded another number meanwhile.
+func (p *dataPool) suggest(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.demanded {
+		p.setTarget(n)
+	}
+}
+
+// setTarget needs p.mu.
+func (p *dataPool) setTarget(n int) {
 	p.target = max(n, 1)
 	p.spawn()
 }
