@@ -43,12 +43,24 @@ func newEnv(ctx context.Context, t *tb, opts options) *env {
 	if e.postmaster, err = e.findPostmaster(ctx); err != nil {
 		t.Fatalf("find the server's first process: %v", err)
 	}
-	e.stack = stack.NewFrom(t, opts.bin)
-	e.sluice = e.stack.Up().Cmd.Process.Pid
-	if err := e.apply(); err != nil {
-		t.Fatal(err)
-	}
+	e.install(opts.bin)
 	return e
+}
+
+// install makes an installation and what it needs for queries.
+func (e *env) install(bin string, flags ...string) {
+	e.stack = stack.NewFrom(e.t, bin)
+	e.sluice = e.stack.Up(flags...).Cmd.Process.Pid
+	if err := e.apply(); err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+// beside makes a second installation, with other flags, on the same database server.
+func (e *env) beside(flags ...string) *env {
+	other := *e
+	other.install(e.stack.Bin, flags...)
+	return &other
 }
 
 // findPostmaster asks a backend for its number: the postmaster is its parent.
@@ -149,7 +161,7 @@ type member struct {
 }
 
 func (e *env) member() (member, error) {
-	files, err := filepath.Glob(filepath.Join(e.stack.Run, "members", "bundles", "*", "pid"))
+	files, err := filepath.Glob(filepath.Join(e.stack.Run, "members", "bundles", "m-*", "pid"))
 	if err != nil {
 		return member{}, err
 	}

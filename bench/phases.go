@@ -62,21 +62,21 @@ func finished(ctx context.Context, c *client.Client, id string) (core.Query, err
 	}
 }
 
-// addPhases keeps what the record of a query says about its time.
-func addPhases(ctx context.Context, c *client.Client, id string, s *samples) error {
+// addPhases keeps, for a series, what the record of a query says about its time.
+func addPhases(ctx context.Context, c *client.Client, id, series string, s *samples) error {
 	rec, err := finished(ctx, c, id)
 	for _, p := range rec.Phases {
-		s.add("phase "+p.Name, "ms", ms(p.Duration))
+		s.add(series+": phase "+p.Name, "ms", ms(p.Duration))
 	}
 	return err
 }
 
 // phaseRows tell where the time went, by the service's own account.
-func phaseRows(benchmark string, s *samples) (out []row) {
+func phaseRows(benchmark, series string, s *samples) (out []row) {
 	for _, name := range []string{
 		core.PhaseQueued, core.PhaseLeased, core.PhaseInjected, core.PhaseDialledBack, core.PhaseConnected, core.PhaseExecuted, core.PhaseStreamed,
 	} {
-		if v := s.of("phase " + name); len(v) > 0 {
+		if v := s.of(series + ": phase " + name); len(v) > 0 {
 			out = append(out, row{Figure: benchmark + ": phase " + name, This: quantity{Value: median(v), Unit: "ms"}, Runs: len(v)})
 		}
 	}

@@ -74,7 +74,7 @@ func short(ctx context.Context, e *env) (*result, error) {
 	if err := e.shortPhases(ctx, s); err != nil {
 		return nil, err
 	}
-	return &result{Rows: append(shortRows(s), phaseRows("short: HTTP, 1 client", s)...), Samples: s.list}, nil
+	return &result{Rows: append(shortRows(s), phaseRows("short: HTTP, 1 client", "HTTP", s)...), Samples: s.list}, nil
 }
 
 // shortOnce has one way of asking run for one round.
@@ -121,7 +121,7 @@ func (e *env) shortPhases(ctx context.Context, s *samples) error {
 		ids = append(ids, id)
 	}
 	for _, id := range ids {
-		if err := addPhases(ctx, c, id, s); err != nil {
+		if err := addPhases(ctx, c, id, "HTTP", s); err != nil {
 			return err
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/sluice-gateway/sluice/internal/connector/all"
 	"github.com/sluice-gateway/sluice/internal/errs"
@@ -53,15 +54,26 @@ func serve(log *slog.Logger) error {
 	if _, err := confine.Apply(confine.Options{CACerts: os.Getenv("SSL_CERT_FILE"), Logger: log}); err != nil {
 		return err
 	}
-	boot, err := readBoot()
+	boot, err := readBoot(log)
 	if err != nil {
 		return err
 	}
+	gateway.UseLimits(boot)
 	return gateway.Run(ctx, gateway.Options{Boot: boot, Lookup: all.Lookup, Logger: log, Version: version})
 }
 
-// readBoot reads the boot document and closes it for good.
-func readBoot() (memberapi.Boot, error) {
+// warmAfter is how long the boot document is waited for before the time is used: one that
+// comes at once is not kept waiting.
+const warmAfter = 20 * time.Millisecond
+
+// readBoot reads the boot document and closes it for good. It may come long after the start.
+func readBoot(log *slog.Logger) (memberapi.Boot, error) {
+	warm := time.AfterFunc(warmAfter, func() {
+		if err := gateway.Warm(); err != nil {
+			log.Warn("what the first query needs could not be loaded in advance", "error", err)
+		}
+	})
+	defer warm.Stop()
 	f := os.NewFile(bootFD, "boot")
 	defer f.Close()
 	return gateway.ReadBoot(f)

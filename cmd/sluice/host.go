@@ -36,11 +36,13 @@ type hostFlags struct {
 	runDir  string
 	program string
 	runtime string
+	pool    int
 }
 
 func (f *hostFlags) add(cmd *cobra.Command) {
 	name, _ := os.Hostname()
 	cmd.Flags().StringVar(&f.name, "name", name, "this host's name, unique among the service's hosts")
+	cmd.Flags().IntVar(&f.pool, "pool", 1, "how many members are started in advance, before it is known whose they will be: a gateway wakes faster; 0 for none")
 	f.addMachine(cmd)
 }
 
@@ -183,7 +185,7 @@ func runHost(ctx context.Context, f hostFlags, l link, log *slog.Logger) error {
 	go func() { renewed <- keeper.Run(ctx) }()
 	defer m.splicer.Close()
 	h := host.New(host.Options{
-		Name: f.name, Installation: f.installation(), Network: m.network, Runtime: m.runtime, Splicer: m.splicer, ServiceName: identity.ServiceName, ServiceCA: l.ca,
+		Name: f.name, Installation: f.installation(), Network: m.network, Runtime: m.runtime, Splicer: m.splicer, Pool: f.pool, ServiceName: identity.ServiceName, ServiceCA: l.ca,
 		DialService: l.dialTCP, Handover: l.handover, Logger: log,
 		Dial: func(ctx context.Context) (net.Conn, error) {
 			conn, err := l.dial(ctx)

@@ -3,6 +3,9 @@ package gateway
 import (
 	"encoding/json"
 	"io"
+	"math"
+	"runtime"
+	"runtime/debug"
 
 	"github.com/sluice-gateway/sluice/internal/errs"
 	"github.com/sluice-gateway/sluice/internal/memberapi"
@@ -34,4 +37,15 @@ func ReadBoot(r io.Reader) (memberapi.Boot, error) {
 		}
 	}
 	return boot, nil
+}
+
+// UseLimits fits the Go runtime to the size that the boot document names. A member that
+// was started before its size was known began with less.
+func UseLimits(boot memberapi.Boot) {
+	if boot.CPUs > 0 {
+		runtime.GOMAXPROCS(int(math.Ceil(boot.CPUs)))
+	}
+	if boot.MemoryMiB > 0 {
+		debug.SetMemoryLimit(boot.MemoryMiB << 20 / 10 * 8) // the rest is for what the runtime does not count
+	}
 }

@@ -48,6 +48,9 @@ type Options struct {
 	Recheck time.Duration
 	// Meter is how often the NAT gateways are looked at. Default 15 s.
 	Meter time.Duration
+	// Pool is how many blank sandboxes wait to become members, if Network and Runtime can
+	// make such. Default none.
+	Pool int
 }
 
 // Host runs one machine.
@@ -57,6 +60,7 @@ type Host struct {
 	kick chan struct{} // capacity 1: something changed
 	say  chan struct{} // capacity 1: there is something new to report
 	look chan struct{} // capacity 1: the goal state changed, NAT gateways with it perhaps
+	fill chan struct{} // capacity 1: the pool may lack a blank
 
 	relay   *relay.Relay                        // set by Run
 	tunnels atomic.Pointer[map[netip.Addr]bool] // tunnel addresses of present ports
@@ -71,6 +75,7 @@ type Host struct {
 	nats     []core.NATGatewayReport
 	known    bool // boxes were read from the runtime at least once
 	stale    bool // boxes must be read from the runtime again
+	pool     pool
 
 	work sync.WaitGroup // starts and stops under way
 }
@@ -107,7 +112,7 @@ func New(opts Options) *Host {
 	}
 	return &Host{
 		opts: opts, log: opts.Logger,
-		kick: make(chan struct{}, 1), say: make(chan struct{}, 1), look: make(chan struct{}, 1),
+		kick: make(chan struct{}, 1), say: make(chan struct{}, 1), look: make(chan struct{}, 1), fill: make(chan struct{}, 1), pool: newPool(opts),
 		boxes: map[string]*box{}, going: map[hostnet.PortKey]bool{}, stale: true,
 	}
 }
@@ -132,11 +137,13 @@ func (h *Host) Run(ctx context.Context) error {
 	wg.Go(func() { h.talk(ctx) })
 	wg.Go(func() { h.watchExits(ctx) })
 	wg.Go(func() { h.meterNATs(ctx) })
+	wg.Go(func() { h.fillPool(ctx) })
 	h.reconcileLoop(ctx)
 	cancel(nil)
 	listener.Close()
 	wg.Wait()
 	h.work.Wait()
+	h.drainPool(ctx)
 	if err := h.opts.Network.Close(); err != nil {
 		h.log.Warn("closing the network", "error", err)
 	}

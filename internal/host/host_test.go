@@ -31,6 +31,7 @@ type rig struct {
 	t       *testing.T
 	net     *netfake.Machine
 	boxes   *boxfake.Machine
+	pool    int
 	version int64
 
 	mu     sync.Mutex
@@ -48,8 +49,9 @@ func (r *rig) start() (stop func()) {
 	h := New(Options{
 		Name: "h", Network: netfake.New(r.net), Runtime: boxfake.New(r.boxes), Dial: r.dial,
 		DialService: func(context.Context) (*net.TCPConn, error) { return nil, errors.New("no service in this test") },
-		Splicer:     localSplicer(r.t), ServiceName: "service", ServiceCA: []byte("PEM"), Logger: slog.New(slog.DiscardHandler), Recheck: 50 * time.Millisecond,
+		Splicer:     localSplicer(r.t), ServiceName: "service", ServiceCA: []byte("PEM"), Logger: slog.New(slog.DiscardHandler), Recheck: 50 * time.Millisecond, Pool: r.pool,
 	})
+	h.pool.retry = 20 * time.Millisecond
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- h.Run(ctx) }()

@@ -19,6 +19,10 @@ func Inventory(ctx context.Context, network hostnet.Network, runtime sandbox.Run
 		return nil, err
 	}
 	for _, b := range boxes {
+		if b.Blank {
+			items = append(items, hostnet.Item{Type: "container", Name: b.ID, Why: whyBlank(b)})
+			continue
+		}
 		why := "member " + b.Labels[labelMember] + " of gateway " + b.Labels[labelGateway]
 		if !b.Running {
 			why += ", ended: " + b.Exit.Reason
@@ -26,4 +30,11 @@ func Inventory(ctx context.Context, network hostnet.Network, runtime sandbox.Run
 		items = append(items, hostnet.Item{Type: "container", Name: b.ID, Why: why})
 	}
 	return items, nil
+}
+
+func whyBlank(b sandbox.State) string {
+	if b.Running {
+		return "waits to become a member"
+	}
+	return "waited to become a member: " + b.Exit.Reason
 }

@@ -70,7 +70,7 @@ func (h *Host) reconcile(ctx context.Context) {
 	}
 	h.stopUnwanted(ctx, want)
 	begun := time.Now()
-	status, err := h.opts.Network.Set(ctx, h.config(goal, want))
+	status, err := h.opts.Network.Set(ctx, h.config(ctx, goal, want))
 	if ctx.Err() != nil {
 		return
 	}
@@ -88,6 +88,7 @@ func (h *Host) refresh(ctx context.Context) {
 	for _, b := range h.boxes {
 		ran[b] = b.state == boxRunning
 	}
+	waited := slices.Clone(h.pool.waiting)
 	h.mu.Unlock()
 	if !stale {
 		return
@@ -105,6 +106,10 @@ func (h *Host) refresh(ctx context.Context) {
 	h.known = true
 	seen := map[string]bool{}
 	for _, s := range states {
+		if s.Blank {
+			h.observeBlank(ctx, s, slices.Contains(waited, s.ID))
+			continue
+		}
 		seen[s.ID] = true
 		h.observe(s)
 	}
@@ -165,7 +170,7 @@ func (h *Host) stopBox(ctx context.Context, b *box) {
 
 // config is what the network must be: the goal state's, and the ports of sandboxes
 // that have not stopped yet.
-func (h *Host) config(goal *core.GoalState, want map[string]core.GoalMember) hostnet.Config {
+func (h *Host) config(ctx context.Context, goal *core.GoalState, want map[string]core.GoalMember) hostnet.Config {
 	cfg := hostnet.Config{VNets: goal.VNets}
 	for _, m := range goal.Members {
 		cfg.Ports = append(cfg.Ports, portOf(m))
@@ -177,6 +182,7 @@ func (h *Host) config(goal *core.GoalState, want map[string]core.GoalMember) hos
 			cfg.Ports = append(cfg.Ports, b.port)
 		}
 	}
+	cfg.Prepared = h.promise(ctx, want)
 	return cfg
 }
 
@@ -290,17 +296,18 @@ func (h *Host) startWanted(ctx context.Context, want map[string]core.GoalMember,
 		b.phases = []core.Phase{{Name: "network", Duration: network}}
 		h.boxes[id] = b
 		poke(h.say) // the service learns the token's hash while the container starts
-		h.work.Go(func() { h.startBox(ctx, b, m, netns, token) })
+		blank := h.takePromised(port.Key())
+		h.work.Go(func() { h.startBox(ctx, b, m, netns, token, blank) })
 	}
 }
 
-func (h *Host) startBox(ctx context.Context, b *box, m core.GoalMember, netns, token string) {
+func (h *Host) startBox(ctx context.Context, b *box, m core.GoalMember, netns, token, blank string) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	begun := time.Now()
 	spec, err := h.spec(b, m, netns, token)
 	if err == nil {
-		err = h.opts.Runtime.Start(ctx, spec)
+		err = h.run(ctx, blank, spec)
 	}
 	h.mu.Lock()
 	b.phases = append(b.phases, core.Phase{Name: "sandbox", Duration: time.Since(begun)})
@@ -322,7 +329,7 @@ func (h *Host) spec(b *box, m core.GoalMember, netns, token string) (sandbox.Spe
 	size := WithDefaults(m.Size)
 	boot := memberapi.Boot{
 		Member: m.ID, Generation: m.Generation, Relay: h.opts.Network.TunnelEndpoint().String(),
-		ServiceName: h.opts.ServiceName, ServiceCA: string(h.opts.ServiceCA), JoinToken: token, MemoryMiB: size.MemoryMiB,
+		ServiceName: h.opts.ServiceName, ServiceCA: string(h.opts.ServiceCA), JoinToken: token, MemoryMiB: size.MemoryMiB, CPUs: size.CPUs,
 	}
 	for _, a := range h.opts.Network.Resolvers(m.VNetUID, m.Subnet) {
 		boot.DNSServers = append(boot.DNSServers, a.String())

@@ -194,8 +194,9 @@ type Boot struct {
 	ServiceCA   string   `json:"serviceCa"`   // PEM
 	JoinToken   string   `json:"joinToken"`   // one-time, in the clear: see above
 	DNSServers  []string `json:"dnsServers"`  // host:port, the VNet's resolver
-	MemoryMiB   int64    `json:"memoryMiB"`   // the cgroup's limit
-	Parked      int      `json:"parked"`      // connections to keep parked at the service
+	MemoryMiB   int64    `json:"memoryMiB"`   // the cgroup's limits, these two
+	CPUs        float64  `json:"cpus"`
+	Parked      int      `json:"parked"` // connections to keep parked at the service
 }
 
 // JoinRequest asks the service for a first certificate (POST PathJoin, no client

@@ -30,8 +30,8 @@ type State struct {
 	Running bool
 	PID     int
 	Exit    Exit // meaningful when not Running
-	// Blank says that it was prepared and has not become anybody's; it has no labels. One
-	// that this process did not prepare can't be adopted any more, and does not run.
+	// Blank says that it was prepared and has not become anybody's; it has no labels. Only
+	// the process that prepared it can adopt it.
 	Blank bool
 }
 

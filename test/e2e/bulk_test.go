@@ -113,10 +113,16 @@ func memberMemory(t *testing.T, c *corp) int64 {
 // memberPIDs are the processes in the control groups of the installation's members.
 func memberPIDs(c *corp) []int {
 	var out []int
+	members := c.adopted()
 	files, _ := filepath.Glob("/proc/[0-9]*/cgroup")
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err != nil || !strings.Contains(string(text), "sluice-"+c.Instance()) || strings.Contains(string(text), "(deleted)") {
+			continue
+		}
+		_, container, _ := strings.Cut(string(text), "/sluice-"+c.Instance()+"/")
+		container, _, _ = strings.Cut(container, "\n")
+		if memberIn(container, members) == "" {
 			continue
 		}
 		if pid, err := strconv.Atoi(strings.Split(file, "/")[2]); err == nil {

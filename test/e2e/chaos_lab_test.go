@@ -144,10 +144,10 @@ func (c *corp) memberOf(t testing.TB, api *client.Client, gateway string) core.M
 	return core.Member{}
 }
 
-// containers returns the first process of every container of the installation, found
-// without its help, by member and generation.
+// containers returns the first process of every member's container, found in the kernel
+// without the installation's help, by member and generation.
 func (c *corp) containers() map[string]int {
-	out := map[string]int{}
+	out, members := map[string]int{}, c.adopted()
 	dirs, _ := filepath.Glob("/sys/fs/cgroup/pids/sluice-" + c.Instance() + "/*/cgroup.procs")
 	if len(dirs) == 0 {
 		dirs, _ = filepath.Glob("/sys/fs/cgroup/sluice-" + c.Instance() + "/*/cgroup.procs")
@@ -159,12 +159,36 @@ func (c *corp) containers() map[string]int {
 		}
 		for word := range strings.FieldsSeq(string(text)) {
 			if pid, err := strconv.Atoi(word); err == nil && pid > 1 && alive(pid) {
-				out[filepath.Base(filepath.Dir(procs))] = pid
+				if id := memberIn(filepath.Base(filepath.Dir(procs)), members); id != "" {
+					out[id] = pid
+				}
 				break
 			}
 		}
 	}
 	return out
+}
+
+// adopted maps the containers that were started before they were a member's to the
+// members that they became.
+func (c *corp) adopted() map[string]string {
+	out := map[string]string{}
+	records, _ := filepath.Glob(c.Run + "/members/bundles/m-*/record.json")
+	for _, path := range records {
+		var rec struct{ Container string }
+		if raw, err := os.ReadFile(path); err == nil && json.Unmarshal(raw, &rec) == nil {
+			out[rec.Container] = filepath.Base(filepath.Dir(path))
+		}
+	}
+	return out
+}
+
+// memberIn names the member in a container; "" stands for one that waits to become one.
+func memberIn(container string, adopted map[string]string) string {
+	if strings.HasPrefix(container, "blank-") {
+		return adopted[container]
+	}
+	return container
 }
 
 // alive reports whether a process runs; a zombie does not.
@@ -188,7 +212,8 @@ func (c *corp) pidOf(t testing.TB, m core.Member) int {
 }
 
 // spaces lists the named network namespaces of the installation of one kind: "m" of
-// members, "v" of networks, "n" of NAT gateways, "t" the tunnels'.
+// members, "b" of those that wait to become one, "v" of networks, "n" of NAT gateways,
+// "t" the tunnels'.
 func (c *corp) spaces(kind string) []string {
 	entries, _ := os.ReadDir("/run/netns")
 	var out []string

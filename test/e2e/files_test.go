@@ -114,12 +114,14 @@ func TestWhatIsInUseStays(t *testing.T) {
 	eventually(t, 15*time.Second, "the host removed the network", func() bool { return len(kernelObjects(c)) == 0 })
 }
 
-// kernelObjects are the installation's namespaces and links, but for the namespace in
-// which members' tunnels end: it lasts as long as the host.
+// kernelObjects are the installation's namespaces and links, but for the namespaces in
+// which members' tunnels end and sandboxes wait to become members: they last as long as
+// the host.
 func kernelObjects(c *corp) []string {
 	var out []string
+	space := "namespace: sluice-" + c.Instance()
 	for _, line := range c.Leftovers() {
-		if line != "namespace: sluice-"+c.Instance()+"-t" && (strings.HasPrefix(line, "namespace: ") || strings.HasPrefix(line, "link: ")) {
+		if line != space+"-t" && !strings.HasPrefix(line, space+"-b-") && (strings.HasPrefix(line, "namespace: ") || strings.HasPrefix(line, "link: ")) {
 			out = append(out, line)
 		}
 	}

@@ -99,7 +99,7 @@ func (l *lab) checkPauseLeavesNothing(t *testing.T) {
 	eventually(t, 10*time.Second, "containers and namespaces of members are gone", func() bool {
 		return len(l.containers()) == 0 && len(l.spaces("m")) == 0
 	})
-	bundles, _ := filepath.Glob(l.Run + "/members/bundles/*")
+	bundles, _ := filepath.Glob(l.Run + "/members/bundles/m-*")
 	if len(bundles) > 0 {
 		t.Errorf("bundles are left: %v", bundles)
 	}
@@ -177,7 +177,7 @@ func (l *lab) pullThePlug(t *testing.T) {
 	t.Helper()
 	killAll(append(slices.Collect(maps.Values(l.containers())), l.Splicers()...))
 	eventually(t, 10*time.Second, "the containers have ended", func() bool { return len(l.containers()) == 0 })
-	for _, kind := range []string{"m", "v", "n", "t"} {
+	for _, kind := range []string{"m", "v", "n", "t", "b"} {
 		for _, space := range l.spaces(kind) {
 			run1(t, "ip", "netns", "del", filepath.Base(space))
 		}
@@ -370,6 +370,7 @@ func TestPromise7NothingGrows(t *testing.T) {
 	for range 3 {
 		cycle(30)
 	}
+	eventually(t, 10*time.Second, "the pool is full", func() bool { return len(c.spaces("b")) == 1 })
 	before := c.count(t, up)
 	for range 10 {
 		cycle(30)
@@ -418,7 +419,7 @@ func (c *corp) count(t *testing.T, pid int) usage {
 		t.Fatal(err)
 	}
 	u := usage{FDs: len(fds), Goroutines: c.goroutines(t)}
-	for _, kind := range []string{"m", "v", "n", "t"} {
+	for _, kind := range []string{"m", "v", "n", "t", "b"} {
 		for _, space := range c.spaces(kind) {
 			u.Spaces++
 			links, _ := commandIn(space, "ip", "-o", "link") // one that goes away has none

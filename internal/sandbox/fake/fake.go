@@ -255,9 +255,7 @@ func (r *Runtime) List(ctx context.Context) ([]sandbox.State, error) {
 	for _, id := range slices.Sorted(maps.Keys(r.m.all)) {
 		b := r.m.all[id]
 		st := sandbox.State{ID: id, Labels: maps.Clone(b.spec.Labels), Blank: b.owner != nil}
-		if b.owner != nil && b.owner != r {
-			st.Exit = sandbox.Exit{Code: -1, Reason: "the process that prepared it has ended"}
-		} else if b.ended {
+		if b.ended {
 			st.Exit = b.exit
 		} else {
 			st.Running, st.PID = true, b.pid

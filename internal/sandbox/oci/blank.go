@@ -139,16 +139,15 @@ func (r *Runtime) takeBlank(id string) *os.File {
 
 func (r *Runtime) blankState(id string) sandbox.State {
 	st := sandbox.State{ID: id, Blank: true}
-	r.mu.Lock()
-	mine := r.blanks[id] != nil
-	r.mu.Unlock()
-	if !mine {
-		st.Exit = sandbox.Exit{Code: -1, Reason: "the process that prepared it has ended"}
-	} else if p := r.find(id); p != nil {
+	if p := r.find(id); p != nil {
 		st.Running, st.PID = true, p.pid
 		p.close()
-	} else {
-		st.Exit = r.exitOf(id, r.bundle(id), r.bundle(id).record())
+		return st
+	}
+	b := r.bundle(id)
+	st.Exit = sandbox.Exit{Code: -1, Reason: "it ended before it became a member", LogTail: b.logTail()}
+	if exit, ok := b.exit(); ok {
+		st.Exit.Code, st.Exit.Reason = exit.Code, exit.Reason
 	}
 	return st
 }

@@ -138,7 +138,7 @@ func TestAdoptionInterrupted(t *testing.T) {
 	}{
 		"before it has its name": {func(r *Runtime, spec sandbox.Spec) error {
 			return r.bundle("b-1").setRecord(record{Labels: spec.Labels, Size: spec.Size, ID: spec.ID, Container: "b-1"})
-		}, sandbox.State{ID: "b-1", Blank: true, Exit: sandbox.Exit{Code: -1, Reason: "the process that prepared it has ended"}}},
+		}, sandbox.State{ID: "b-1", Blank: true, Exit: sandbox.Exit{Code: -1, Reason: "it ended before it became a member"}}},
 		"before it has its boot data": {func(r *Runtime, spec sandbox.Spec) error { return r.become("b-1", spec) },
 			sandbox.State{ID: "m-1-7", Labels: map[string]string{"member": "m-1-7"}, Exit: sandbox.Exit{Code: -1, Reason: "its start was interrupted"}}},
 	} {
@@ -163,7 +163,7 @@ func TestAdoptionInterrupted(t *testing.T) {
 				t.Fatal(err)
 			}
 			for i := range states {
-				states[i].Exit.LogTail = ""
+				states[i].Exit.LogTail = "" // the program's own last words
 			}
 			if diff := cmp.Diff([]sandbox.State{tc.want}, states); diff != "" {
 				t.Fatalf("listed (-want +got):\n%s", diff)

@@ -90,8 +90,9 @@ func blankOutlived(t *testing.T, h Harness) {
 		t.Fatal(err)
 	}
 	second := h.Manager(t)
+	waitEnded(t, second, []string{"b-1"})
 	st, ok := Get(t, second, "b-1")
-	if !ok || !st.Blank || st.Running || len(st.Labels) > 0 || st.Exit.Reason == "" {
+	if !ok || !st.Blank || len(st.Labels) > 0 || st.Exit.Reason == "" {
 		t.Errorf("state = %+v", st)
 	}
 	spec := h.Spec("m-1-7", Command{Do: "sleep"})

@@ -1,0 +1,209 @@
+package host
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/hostnet"
+	"github.com/sluice-gateway/sluice/internal/ident"
+	"github.com/sluice-gateway/sluice/internal/sandbox"
+)
+
+const (
+	// refillAfter is how long after the last start the pool is filled again: whoever waits
+	// for that start comes first.
+	refillAfter = 250 * time.Millisecond
+	// retryFill is how long after a failure, or after a blank ended, it is tried again.
+	retryFill = 30 * time.Second
+)
+
+// pool is what a host has started in advance: blanks, each a sandbox in a namespace of the
+// same name. It belongs to a process: blanks end with the one that prepared them.
+type pool struct {
+	size     int // 0: there is no pool
+	network  hostnet.Preparer
+	runtime  sandbox.Preparer
+	own      map[string]bool            // that are not to be stopped as another process's
+	waiting  []string                   // that nobody has been promised
+	promised map[hostnet.PortKey]string // whose network is being made
+	calm     time.Time                  // when to fill at the earliest
+	retry    time.Duration
+}
+
+func newPool(opts Options) pool {
+	p := pool{own: map[string]bool{}, promised: map[hostnet.PortKey]string{}, retry: retryFill}
+	var can [2]bool
+	p.network, can[0] = opts.Network.(hostnet.Preparer)
+	p.runtime, can[1] = opts.Runtime.(sandbox.Preparer)
+	if can[0] && can[1] {
+		p.size = opts.Pool
+	}
+	return p
+}
+
+// fillPool prepares blanks one after the other, whenever one is lacking and nothing is
+// being started.
+func (h *Host) fillPool(ctx context.Context) {
+	for ctx.Err() == nil {
+		wait, lacking := h.untilFill()
+		if lacking && wait <= 0 {
+			h.addBlank(ctx)
+			continue
+		}
+		var due <-chan time.Time
+		if lacking {
+			due = time.After(wait)
+		}
+		select {
+		case <-ctx.Done():
+		case <-h.fill:
+		case <-due:
+		}
+	}
+}
+
+func (h *Host) untilFill() (wait time.Duration, lacking bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return time.Until(h.pool.calm), len(h.pool.waiting) < h.pool.size
+}
+
+func (h *Host) addBlank(ctx context.Context) {
+	name := ident.New("blank")
+	h.mu.Lock()
+	h.pool.own[name] = true
+	h.mu.Unlock()
+	err := h.prepareBlank(ctx, name)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err == nil {
+		h.pool.waiting = append(h.pool.waiting, name)
+		return
+	}
+	delete(h.pool.own, name)
+	h.pool.calm = time.Now().Add(h.pool.retry)
+	if ctx.Err() == nil {
+		h.log.Warn("no member could be started in advance, will try again", "error", err, "wait", h.pool.retry)
+	}
+}
+
+func (h *Host) prepareBlank(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	netns, err := h.pool.network.Prepare(ctx, name)
+	if err != nil {
+		return err
+	}
+	if err := h.pool.runtime.Prepare(ctx, name, netns); err != nil {
+		if left := h.pool.network.Discard(name); left != nil {
+			h.log.Warn("a namespace stays until the next start of this host", "error", left)
+		}
+		return err
+	}
+	return nil
+}
+
+// promise gives blanks to the members that have no network yet, and returns which have one.
+// The caller holds mu.
+func (h *Host) promise(ctx context.Context, want map[string]core.GoalMember) map[hostnet.PortKey]string {
+	p, wanted := &h.pool, map[hostnet.PortKey]bool{}
+	for id, m := range want {
+		k := portOf(m).Key()
+		wanted[k] = true
+		if _, has := h.ports[k]; has || h.boxes[id] != nil || p.promised[k] != "" || len(p.waiting) == 0 {
+			continue
+		}
+		p.promised[k] = p.waiting[0]
+		p.waiting = slices.Delete(p.waiting, 0, 1)
+		p.calm = time.Now().Add(refillAfter)
+		poke(h.fill)
+	}
+	out := map[hostnet.PortKey]string{}
+	for k, name := range p.promised {
+		if !wanted[k] {
+			delete(p.promised, k)
+			h.work.Go(func() { h.endBlank(ctx, name) })
+			continue
+		}
+		out[k] = name
+	}
+	return out
+}
+
+// takePromised returns the blank that a member is to become of, "" if there is none. The
+// caller holds mu.
+func (h *Host) takePromised(k hostnet.PortKey) string {
+	name := h.pool.promised[k]
+	delete(h.pool.promised, k)
+	if h.pool.size > 0 {
+		h.pool.calm = time.Now().Add(refillAfter)
+	}
+	return name
+}
+
+// run makes a sandbox of a blank, or starts one if there is none or it can't be used.
+func (h *Host) run(ctx context.Context, blank string, spec sandbox.Spec) error {
+	if blank == "" {
+		return h.opts.Runtime.Start(ctx, spec)
+	}
+	err := h.pool.runtime.Adopt(ctx, blank, spec)
+	h.forgetBlank(blank)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	h.log.Warn("a member that was started in advance can't be used, another is started", "sandbox", spec.ID, "error", err)
+	if err := h.pool.network.Discard(blank); err != nil { // it took none if the port had one
+		h.log.Warn("a namespace stays until the next start of this host", "error", err)
+	}
+	return h.opts.Runtime.Start(ctx, spec)
+}
+
+// observeBlank takes in a blank's state: one that ended while it waited, or that another
+// process left, goes. The caller holds mu.
+func (h *Host) observeBlank(ctx context.Context, s sandbox.State, waited bool) {
+	p := &h.pool
+	switch at := slices.Index(p.waiting, s.ID); {
+	case waited && at >= 0 && !s.Running:
+		h.log.Warn("a member that was started in advance ended", "sandbox", s.ID, "reason", s.Exit.Reason, "log", s.Exit.LogTail)
+		p.waiting = slices.Delete(p.waiting, at, at+1)
+		p.calm = time.Now().Add(p.retry) // what ended it may end the next
+		poke(h.fill)
+	case p.own[s.ID]:
+		return
+	}
+	p.own[s.ID] = true
+	h.work.Go(func() { h.endBlank(ctx, s.ID) })
+}
+
+// endBlank removes a blank; what fails is tried again when the sandboxes are next listed.
+func (h *Host) endBlank(ctx context.Context, name string) {
+	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
+	defer cancel()
+	err := h.opts.Runtime.Stop(ctx, name)
+	if err == nil && h.pool.network != nil {
+		err = h.pool.network.Discard(name)
+	}
+	if err != nil {
+		h.log.Warn("what was started in advance could not be removed, will try again", "sandbox", name, "error", err)
+	}
+	h.forgetBlank(name)
+}
+
+func (h *Host) forgetBlank(name string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.pool.own, name)
+}
+
+// drainPool ends the blanks when the host does. Nothing else runs by then.
+func (h *Host) drainPool(ctx context.Context) {
+	names := h.pool.waiting
+	for _, name := range h.pool.promised {
+		names = append(names, name)
+	}
+	for _, name := range names {
+		h.endBlank(context.WithoutCancel(ctx), name)
+	}
+}
