@@ -155,7 +155,13 @@ func TestFailedWakeEndsTheWait(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	r.host("h", func(h *scripted) { h.exit = "exit status 1" })
-	waiting := r.line(within(t, 20*time.Second), "ann", "bob")
+	waiting := make(chan admitted, 2)
+	for _, u := range []string{"ann", "bob"} { // the wake may fail before anybody sees them wait
+		go func() {
+			g, err := r.fleet.Admit(within(t, 20*time.Second), ask(u))
+			waiting <- admitted{u, g, err}
+		}()
+	}
 	for range 2 {
 		if a := <-waiting; errs.ClassOf(a.err) != errs.Unavailable || errs.As(a.err).Step != errs.StepWake {
 			t.Errorf("%s: %v", a.user, a.err)
