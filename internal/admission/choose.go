@@ -2,42 +2,85 @@ package admission
 
 import "time"
 
-// Pace is how fast a member has been lately: the shortest of the last few times from a
-// query's start to its answer. The shortest, because long ones may be the query's fault.
-// The zero value knows nothing.
+// Typical knows how long statements take as a rule, by a number that stands for each. The
+// zero value knows none.
+type Typical struct{ of map[uint64]time.Duration }
+
+const (
+	// maxTypical is how many statements are known; then another one is forgotten.
+	maxTypical = 512
+	// typicalStep moves what is typical towards each sample, whatever its size: to where half
+	// of the samples are longer. One that took very long moves it no further than others.
+	typicalStep = 1.1
+	// timeFloor is what no difference between two answers is made of.
+	timeFloor = time.Millisecond
+)
+
+// Ratio returns how many times longer than as a rule a statement took, and learns from it.
+// It returns 0 for one that is not known.
+func (t *Typical) Ratio(statement uint64, took time.Duration) float64 {
+	took = max(took, timeFloor)
+	rule, known := t.of[statement]
+	if !known {
+		t.learn(statement, took)
+		return 0
+	}
+	next := float64(rule) * typicalStep
+	if took <= rule {
+		next = float64(rule) / typicalStep
+	}
+	t.of[statement] = max(time.Duration(next), timeFloor)
+	return float64(took) / float64(rule)
+}
+
+func (t *Typical) learn(statement uint64, took time.Duration) {
+	if t.of == nil {
+		t.of = map[uint64]time.Duration{}
+	}
+	if len(t.of) >= maxTypical {
+		for any := range t.of {
+			delete(t.of, any)
+			break
+		}
+	}
+	t.of[statement] = took
+}
+
+// Pace is how slow a member has been lately: a moving average of how many times longer than
+// as a rule its answers took. The zero value knows nothing.
 type Pace struct {
-	recent [paceSamples]time.Duration
-	count  int
-	last   time.Time
+	ratio float64
+	count int
+	last  time.Time
 }
 
 const (
-	paceSamples = 5
+	paceSamples = 4 // before it counts
+	paceWeight  = 8 // of what was known against a new sample
 	// paceAge is after how long without a sample a slow member is tried again.
 	paceAge = 10 * time.Second
-	// maxSlowness bounds what a member's pace counts for.
-	maxSlowness = 64
-	// paceFloor is what no difference between two members is made of.
-	paceFloor = time.Millisecond
+	// maxRatio bounds what one sample counts for, and what a member's pace does.
+	maxRatio = 64
 )
 
-// Observe takes a sample.
-func (p *Pace) Observe(now time.Time, d time.Duration) {
-	p.recent[p.count%paceSamples] = d
+// Observe takes a sample: a Ratio. After a long pause what was known before is forgotten.
+func (p *Pace) Observe(now time.Time, ratio float64) {
+	ratio = min(ratio, maxRatio)
+	if p.count == 0 || now.Sub(p.last) >= paceAge {
+		p.ratio = ratio
+	} else {
+		p.ratio += (ratio - p.ratio) / paceWeight
+	}
 	p.count++
 	p.last = now
 }
 
 // value returns the pace, or 0 while too little is known.
-func (p *Pace) value() time.Duration {
+func (p *Pace) value() float64 {
 	if p.count < paceSamples {
 		return 0
 	}
-	out := p.recent[0]
-	for _, d := range p.recent[1:] {
-		out = min(out, d)
-	}
-	return max(out, paceFloor)
+	return p.ratio
 }
 
 // Candidate is a member that could take a query.
@@ -52,7 +95,7 @@ type Candidate struct {
 // one query more of a cost: load times slowness. Of equal ones it is that with the
 // smallest ID. It returns -1 for none.
 func Choose(now time.Time, candidates []Candidate, cost float64) int {
-	var fastest time.Duration
+	fastest := 0.0
 	for _, c := range candidates {
 		if v := c.Pace.value(); v > 0 && (fastest == 0 || v < fastest) {
 			fastest = v
@@ -77,12 +120,12 @@ func better(c Candidate, score float64, o Candidate, other float64) bool {
 
 // slowness says how many times slower than the fastest a member is. One that has nothing
 // to do and was not tried for a while gets one query, to see whether it still is.
-func slowness(now time.Time, c Candidate, fastest time.Duration) float64 {
+func slowness(now time.Time, c Candidate, fastest float64) float64 {
 	v := c.Pace.value()
 	if v <= fastest || c.Load == 0 && now.Sub(c.Pace.last) >= paceAge {
 		return 1
 	}
-	return min(float64(v)/float64(fastest), maxSlowness)
+	return min(v/fastest, maxRatio)
 }
 
 // What a query costs a member.

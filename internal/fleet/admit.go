@@ -29,6 +29,7 @@ type Request struct {
 	Class        core.QueryClass
 	Limits       core.ClassLimits // of the class
 	User, Source string           // whose turn it is
+	Statement    uint64           // stands for what is asked: how long it takes as a rule is learnt
 	Avoid        string           // a member that is taken only if there is no other
 	ID           string           // of the query; it shows in Order
 	// Queued is called if the work has to wait for a slot or a member, with how many of its
@@ -52,9 +53,9 @@ type Work struct {
 	member   *member
 	refresh  bool
 	class    core.QueryClass
+	asks     uint64 // Request.Statement
 	begun    time.Time
 	streamed atomic.Int64
-	answered bool // guarded by fleet.mu
 	gate     *gate
 	share    *admission.Share[*waiter]
 	at       int // in member.work
@@ -63,22 +64,26 @@ type Work struct {
 // Streamed adds to what the query has streamed, in bytes.
 func (w *Work) Streamed(n int) { w.streamed.Add(int64(n)) }
 
-// Answered tells that the member has begun to answer: how fast it is shows there.
+// Answered tells that the member has begun to answer: how fast it is, beside others, shows
+// there. It is called once.
 func (w *Work) Answered() {
 	now := w.fleet.opts.Now()
 	w.fleet.mu.Lock()
 	defer w.fleet.mu.Unlock()
-	if w.class == core.ClassInteractive && !w.answered {
-		w.member.pace.Observe(now, now.Sub(w.begun))
+	if w.asks == 0 || len(w.fleet.members[w.gate.ref.UID]) < 2 {
+		return
 	}
-	w.answered = true
+	if ratio := w.gate.typical.Ratio(w.asks, now.Sub(w.begun)); ratio > 0 {
+		w.member.pace.Observe(now, ratio)
+	}
 }
 
 // gate is the admission to one gateway. Fleet.mu guards it.
 type gate struct {
-	ref   GatewayRef
-	lines map[core.QueryClass]*line
-	calls []*waiter // those without a class, who wait for a member only
+	ref     GatewayRef
+	lines   map[core.QueryClass]*line
+	calls   []*waiter // those without a class, who wait for a member only
+	typical admission.Typical
 }
 
 // line is the part of one class.
@@ -202,7 +207,7 @@ func (f *Fleet) freeMember(g *gate, req Request, now time.Time) *member {
 // grant gives a member to a request. The share is that of one who has waited in the line;
 // nil for one who comes straight. The caller holds mu.
 func (f *Fleet) grant(g *gate, m *member, req Request, now time.Time, share *admission.Share[*waiter]) Grant {
-	w := &Work{fleet: f, member: m, class: req.Class, refresh: req.Class == core.ClassRefresh, begun: now, gate: g, share: share, at: len(m.work)}
+	w := &Work{fleet: f, member: m, class: req.Class, refresh: req.Class == core.ClassRefresh, asks: req.Statement, begun: now, gate: g, share: share, at: len(m.work)}
 	if l := g.lines[req.Class]; l != nil {
 		if share == nil {
 			w.share = l.queue.Begin(admission.Flow{User: req.User, Source: req.Source})

@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"hash/maphash"
 	"time"
 
 	"github.com/sluice-gateway/sluice/internal/core"
@@ -51,6 +52,14 @@ func (t *target) request(p core.Principal, class core.QueryClass) fleet.Request 
 		r.Limits = t.spec.Limits(class)
 	}
 	return r
+}
+
+// statementSeed makes the numbers of statements those of this process alone.
+var statementSeed = maphash.MakeSeed()
+
+// statement returns a number that stands for what a query asks of which source; never 0.
+func statement(in QueryInput) uint64 {
+	return (maphash.String(statementSeed, in.SQL) ^ maphash.String(statementSeed, in.Source)) | 1
 }
 
 // Stalled is the error of a query whose client was cut off because it took nothing of its

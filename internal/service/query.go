@@ -326,7 +326,7 @@ func (s *Service) execute(ctx context.Context, p core.Principal, q *running, sou
 	req := tgt.request(p, q.rec.Class)
 	b := boundsOf(in, req.Limits)
 	ctx, cancel := b.context(ctx)
-	q.stop, req.ID, req.Queued = cancel, q.rec.ID, q.queued(req)
+	q.stop, req.ID, req.Statement, req.Queued = cancel, q.rec.ID, statement(in), q.queued(req)
 	s.inFlight.put(q)
 	path, doc := body(q.rec.ID, tgt.source, b)
 	grant, resp, err := s.send(ctx, tgt, req, q, path, doc)
