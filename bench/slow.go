@@ -104,7 +104,11 @@ func (e *env) ready(ctx context.Context, c *client.Client, gateway string, n int
 
 // throttle leaves a member a small share of one CPU.
 func (e *env) throttle(m core.Member) error {
-	group := filepath.Join("sluice-"+e.stack.Instance(), fmt.Sprintf("%s-%d", m.ID, m.Generation))
+	container, err := e.containerOf(m)
+	if err != nil {
+		return err
+	}
+	group := filepath.Join("sluice-"+e.stack.Instance(), container)
 	const period = 100_000 // µs
 	quota := fmt.Sprintf("%d", int(slowShare*period))
 	v1 := filepath.Join("/sys/fs/cgroup/cpu", group)
@@ -113,6 +117,24 @@ func (e *env) throttle(m core.Member) error {
 			os.WriteFile(filepath.Join(v1, "cpu.cfs_quota_us"), []byte(quota), 0))
 	}
 	return os.WriteFile(filepath.Join("/sys/fs/cgroup", group, "cpu.max"), []byte(quota+" "+fmt.Sprint(period)), 0)
+}
+
+// containerOf returns the name of a member's container: its own, or that of one that was
+// started before the member was wanted.
+func (e *env) containerOf(m core.Member) (string, error) {
+	name := fmt.Sprintf("%s-%d", m.ID, m.Generation)
+	raw, err := os.ReadFile(filepath.Join(e.stack.Run, "members", "bundles", name, "record.json"))
+	if err != nil {
+		return "", err
+	}
+	var rec struct{ Container string }
+	if err := json.Unmarshal(raw, &rec); err != nil {
+		return "", err
+	}
+	if rec.Container != "" {
+		return rec.Container, nil
+	}
+	return name, nil
 }
 
 // slowOnce has one way of choosing run for one round.
