@@ -37,7 +37,7 @@ var kinds = []kind{
 	{"Gateway", "gateways", []column{{"NAME", "name", nil}, {"VNET", "vnet", nil}, {"SUBNET", "subnet", nil}, {"STATE", "status.state", nil}, {"SINCE", "", when("status.since")}, {"MEMBERS", "", count("status.members")}, {"AUTO-PAUSE", "autoPause", nil}, {"REASON", "", reasons}}},
 	{"DataSource", "datasources", []column{{"NAME", "name", nil}, {"TYPE", "type", nil}, {"GATEWAY", "gateway", nil}, {"HOST", "parameters.host", nil}, {"DATABASE", "parameters.database", nil}, {"STATE", "status.state", nil}, {"NEXT TRY", "", when("status.nextTry")}, {"REASON", "", firstLine("status.reason")}}},
 	{"Member", "members", []column{{"ID", "id", nil}, {"GATEWAY", "gateway", nil}, {"STATE", "state", nil}, {"ADDRESS", "address", nil}, {"HOST", "host", nil}, {"AGE", "", age("createdAt")}, {"REASON", "reason", nil}}},
-	{"Host", "hosts", []column{{"NAME", "name", nil}, {"CONNECTED", "connected", nil}, {"GOAL", "goalVersion", nil}, {"SEEN", "seenVersion", nil}, {"LAST SEEN", "", age("lastSeen")}, {"PROBLEMS", "problems", nil}}},
+	{"Host", "hosts", []column{{"NAME", "name", nil}, {"CONNECTED", "connected", nil}, {"GOAL", "goalVersion", nil}, {"SEEN", "seenVersion", nil}, {"LAST SEEN", "", age("lastSeen")}, {"MEMORY FREE", "", memoryFree}, {"PROBLEMS", "problems", nil}}},
 	{"Lease", "leases", []column{{"ADDRESS", "address", nil}, {"VNET", "vnet", nil}, {"SUBNET", "subnet", nil}, {"GATEWAY", "gateway", nil}, {"MEMBER", "member", nil}, {"HOST", "host", nil}, {"STATE", "state", nil}, {"AGE", "", age("acquiredAt")}, {"EXPIRES", "", when("expiresAt")}, {"REUSABLE", "", when("reusableAt")}, {"REASON", "reason", nil}}},
 	{"Link", "links", []column{{"NAME", "name", nil}, {"OWNER", "owner", nil}, {"STATE", "state", nil}, {"ADDRESSES", "addresses", nil}, {"AGE", "", age("since")}, {"REASON", "reason", nil}}},
 	{"Query", "queries", []column{{"ID", "id", nil}, {"STATE", "state", nil}, {"PLACE", "queuePosition", nil}, {"USER", "user", nil}, {"SOURCE", "source", nil}, {"CLASS", "class", nil}, {"MEMBER", "member", nil}, {"STARTED", "", when("startedAt")}, {"TIME", "", elapsed}, {"ROWS", "rows", nil}, {"SQL", "", statement}, {"ERROR", "", firstLine("error")}}},
@@ -160,6 +160,15 @@ func reasons(o map[string]any) string {
 		return reason + problem
 	}
 	return reason + "; " + problem
+}
+
+// memoryFree shows how much of a host's memory is available.
+func memoryFree(o map[string]any) string {
+	free, total := text(lookup(o, "load.availableMiB")), text(lookup(o, "load.memoryMiB"))
+	if total == "" {
+		return ""
+	}
+	return free + " of " + total + " MiB"
 }
 
 func timeAt(o map[string]any, path string) time.Time {

@@ -89,6 +89,8 @@ type HostReport struct {
 	Complete bool             `json:"complete"`
 	Members  []ObservedMember `json:"members,omitempty"`
 	Problems []string         `json:"problems,omitempty"` // what the host could not make true, and why
+	// Load is what is in use of the machine; zero if the host can't tell.
+	Load HostLoad `json:"load,omitzero"`
 	// NATGateways tells what those of the goal state did, as last looked at.
 	NATGateways []NATGatewayReport `json:"natGateways,omitempty"`
 }

@@ -88,10 +88,19 @@ type Host struct {
 	SeenVersion int64     `json:"seenVersion"` // the newest that it reported as made true
 	LastSeen    time.Time `json:"lastSeen,omitzero"`
 	Problems    []string  `json:"problems,omitempty"`
+	Load        HostLoad  `json:"load,omitzero"`
 	// Installation tells apart machines, and run directories on one, that use one name.
 	Installation string `json:"installation,omitempty"`
 	// NATGateways are those of every tenant; each tenant sees its own as their status.
 	NATGateways []NATGatewayReport `json:"-"`
+}
+
+// HostLoad is how much of a machine is in use, by whatever runs on it.
+type HostLoad struct {
+	CPUs         int     `json:"cpus"`
+	Load         float64 `json:"load"` // runnable threads, over the last minute
+	MemoryMiB    int64   `json:"memoryMiB"`
+	AvailableMiB int64   `json:"availableMiB"` // of the memory, without swapping
 }
 
 // QueryClass says what kind of work a query is.

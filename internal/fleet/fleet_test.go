@@ -124,6 +124,7 @@ type scripted struct {
 	exit     string
 	place    string // which installation it is; "" is one and the same
 	stale    bool   // reports versions of the past
+	load     core.HostLoad
 	goals    []core.GoalState
 	present  map[string]core.GoalMember
 	injected int
@@ -154,7 +155,7 @@ func (r *rig) host(name string, configure func(*scripted)) *scripted {
 
 func (h *scripted) run() {
 	defer close(h.done)
-	if wire.Write(h.conn, hostapi.ToService{Report: &core.HostReport{Host: h.name, Installation: "i" + h.place}}) != nil {
+	if wire.Write(h.conn, hostapi.ToService{Report: &core.HostReport{Host: h.name, Installation: "i" + h.place, Load: h.load}}) != nil {
 		return
 	}
 	for {
@@ -191,7 +192,7 @@ func (h *scripted) obey(goal core.GoalState) {
 	if h.mute {
 		return
 	}
-	report := core.HostReport{Host: h.name, Version: goal.Version, Complete: true}
+	report := core.HostReport{Host: h.name, Version: goal.Version, Complete: true, Load: h.load}
 	if h.stale {
 		report.Version = 0
 		report.Members = nil

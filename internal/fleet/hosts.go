@@ -97,7 +97,7 @@ func (f *Fleet) ServeHost(ctx context.Context, name string, conn net.Conn) error
 	}
 	_ = conn.SetDeadline(time.Time{})
 	if hello.Report != nil {
-		s.info.Installation = hello.Report.Installation
+		s.info.Installation, s.info.Load = hello.Report.Installation, hello.Report.Load
 	}
 	if err := f.enter(ctx, s); err != nil {
 		_ = wire.Write(conn, hostapi.ToHost{Refused: err.Error()}) // the connection ends either way
@@ -317,6 +317,7 @@ func (f *Fleet) receive(ctx context.Context, s *session) error {
 func (f *Fleet) report(ctx context.Context, s *session, r core.HostReport) {
 	f.mu.Lock()
 	s.info.SeenVersion, s.info.Problems, s.info.NATGateways = r.Version, r.Problems, r.NATGateways
+	s.info.Load = r.Load
 	present := map[string]bool{}
 	hashes := map[*member]string{}
 	for _, o := range r.Members {

@@ -83,7 +83,7 @@ func (f *Fleet) plan(tx store.Tx, s *spaces, gw GatewayRef) (core.Member, error)
 	if err != nil {
 		return none, err
 	}
-	host, tunnel, err := f.chooseHost(s, vnet.Spec.(*core.VirtualNetwork))
+	host, tunnel, err := f.chooseHost(s, gw, vnet.Spec.(*core.VirtualNetwork))
 	if err != nil {
 		return none, err
 	}

@@ -119,17 +119,36 @@ func (s *spaces) ended(m core.Member, reusableAt time.Time) {
 }
 
 // chooseHost chooses a host for a new member, and its end of the tunnel there.
-func (f *Fleet) chooseHost(s *spaces, vnet *core.VirtualNetwork) (string, netip.Addr, error) {
+func (f *Fleet) chooseHost(s *spaces, gw GatewayRef, vnet *core.VirtualNetwork) (string, netip.Addr, error) {
 	hosts, err := placement.UplinkHosts(vnet, f.Hosts())
 	if err != nil {
 		return "", netip.Addr{}, err
 	}
-	host, err := placement.ChooseHost(hosts, func(name string) int { return s.tunnel(name).Held() })
+	host, err := placement.ChooseHost(hosts, func(name string) placement.Occupancy { return f.occupancy(s, name, gw.UID) })
 	if err != nil {
 		return "", netip.Addr{}, err
 	}
 	tunnel, err := placement.ChooseTunnelAddress(s.tunnel(host))
 	return host, tunnel, err
+}
+
+// occupancy is what members have of a host already.
+func (f *Fleet) occupancy(s *spaces, host, gatewayUID string) placement.Occupancy {
+	out := placement.Occupancy{Members: s.tunnel(host).Held()}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, m := range f.live {
+		if m.Host != host || m.leaves() {
+			continue
+		}
+		if m.GatewayUID == gatewayUID {
+			out.OfGateway++
+		}
+		if m.State != core.MemberReady {
+			out.Starting++
+		}
+	}
+	return out
 }
 
 // chooseAddress chooses an address for a new member of a gateway.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/errs"
 	"github.com/sluice-gateway/sluice/internal/store"
 )
 
@@ -303,4 +304,30 @@ func TestAScheduleThatWasMissedIsMadeUpFor(t *testing.T) {
 	r.open()
 	r.host("h", nil)
 	r.eventually("woken", func() bool { return r.state() == core.GatewayRunning })
+}
+
+func TestAFullHostTakesNoMember(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.host("h", func(h *scripted) { h.load = core.HostLoad{CPUs: 2, MemoryMiB: 10_000, AvailableMiB: 500} })
+	err := r.fleet.Wake(within(t, 10*time.Second), corpBI, "a test asked")
+	if errs.ClassOf(err) != errs.Exhausted || !strings.Contains(err.Error(), "host h has 500 MiB of 10000 MiB of memory available") {
+		t.Errorf("got %v", err)
+	}
+	if l := r.fleet.Life(corpBI.UID); l.State != core.GatewayFailed || l.Reason != err.Error() {
+		t.Errorf("it stands as %+v", l)
+	}
+}
+
+func TestMembersOfAGatewayAreOnDifferentHosts(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.host("a", nil)
+	r.host("b", nil)
+	r.eventually("both hosts", func() bool { return len(r.fleet.Hosts()) == 2 })
+	r.spec(func(g *core.Gateway) { g.Members = core.MemberRange{Min: 2, Max: 2} })
+	r.eventually("two members", func() bool { return len(r.ready()) == 2 })
+	if ready := r.ready(); ready[0].Host == ready[1].Host {
+		t.Errorf("both are on %s", ready[0].Host)
+	}
 }

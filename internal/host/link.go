@@ -112,7 +112,7 @@ func (h *Host) sendReports(ctx context.Context, conn net.Conn) {
 func (h *Host) report() core.HostReport {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	r := core.HostReport{Host: h.opts.Name, Installation: h.opts.Installation, Version: h.acted, Complete: h.known && h.ports != nil, Problems: h.problems, NATGateways: h.nats}
+	r := core.HostReport{Host: h.opts.Name, Installation: h.opts.Installation, Version: h.acted, Complete: h.known && h.ports != nil, Problems: h.problems, NATGateways: h.nats, Load: machineLoad()}
 	withBox := map[string]bool{}
 	for _, b := range h.boxes {
 		withBox[b.id] = true

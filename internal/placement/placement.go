@@ -71,21 +71,3 @@ func ChooseTunnelAddress(pool *Pool) (netip.Addr, error) {
 	}
 	return netip.Addr{}, errs.New(errs.Exhausted, "the host has no free tunnel address")
 }
-
-// ChooseHost returns the connected host with the fewest members; by name where equal.
-func ChooseHost(hosts []core.Host, count func(host string) int) (string, error) {
-	best, least := "", 0
-	for _, h := range hosts {
-		if !h.Connected {
-			continue
-		}
-		if n := count(h.Name); best == "" || n < least || n == least && h.Name < best {
-			best, least = h.Name, n
-		}
-	}
-	if best == "" {
-		return "", errs.New(errs.Unavailable, "no host is connected to the service").
-			WithHint("start one with \"sluice host\", or look at \"sluice get hosts\"")
-	}
-	return best, nil
-}

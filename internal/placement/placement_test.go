@@ -71,22 +71,6 @@ func TestExhaustionSaysWhatIsAwaited(t *testing.T) {
 	}
 }
 
-func TestChooseHost(t *testing.T) {
-	hosts := []core.Host{{Name: "c", Connected: true}, {Name: "a", Connected: true}, {Name: "b"}}
-	members := map[string]int{"a": 1, "c": 2}
-	count := func(host string) int { return members[host] }
-	if got, err := ChooseHost(hosts, count); err != nil || got != "a" {
-		t.Errorf("got %q, %v; want a: fewest members", got, err)
-	}
-	members["a"] = 2
-	if got, err := ChooseHost(hosts, count); err != nil || got != "a" {
-		t.Errorf("got %q, %v; want a: first by name", got, err)
-	}
-	if _, err := ChooseHost([]core.Host{{Name: "b"}}, count); errs.ClassOf(err) != errs.Unavailable {
-		t.Errorf("no connected host: got %v; want class unavailable", err)
-	}
-}
-
 func TestGoal(t *testing.T) {
 	stored := func(uid string, r core.Resource) core.Stored {
 		return core.Stored{Tenant: "t", UID: uid, Spec: r}

@@ -184,7 +184,7 @@ func (s *Service) hosts(ctx context.Context) ([]core.Host, error) {
 		now, ok := connected[h.Name]
 		out[i].Connected = ok
 		if ok {
-			out[i].LastSeen, out[i].SeenVersion, out[i].Problems = now.LastSeen, now.SeenVersion, now.Problems
+			out[i].LastSeen, out[i].SeenVersion, out[i].Problems, out[i].Load = now.LastSeen, now.SeenVersion, now.Problems, now.Load
 		}
 	}
 	return out, err
