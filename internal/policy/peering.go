@@ -147,26 +147,6 @@ func (c *vnetCompiler) resolversAreOurs() {
 	}
 }
 
-// toAppliances lets the packets that a route sends to an appliance reach it, whoever they
-// are for.
-func (c *vnetCompiler) toAppliances() {
-	list := slices.Clone(c.in.VNet.Subnets)
-	slices.SortFunc(list, func(a, b core.Subnet) int { return a.Prefix.Masked().Addr().Compare(b.Prefix.Masked().Addr()) })
-	for _, s := range list {
-		for _, r := range CompileRoutes(c.in.VNet, s, c.in.Resolvers) {
-			if r.Kind != HopHost {
-				continue
-			}
-			for _, p := range c.ports {
-				if p.Address == r.Via {
-					c.line(2, `oifname %q ip saddr %s ip daddr %s counter accept comment "%s"`, p.Interface, s.Prefix.Masked(), r.Prefix,
-						shorten(fmt.Sprintf("to appliance %s of subnet %s", r.Via, plain(s.Name)), maxComment))
-				}
-			}
-		}
-	}
-}
-
 func checkPeers(in VNetInput) *errs.Error {
 	for i, p := range in.VNet.Peers {
 		for _, s := range p.AddressSpace {

@@ -74,7 +74,7 @@ func userRoutes(v core.GoalVNet, subnet core.Subnet) []EffectiveRoute {
 func through(v core.GoalVNet, subnet core.Subnet, r core.Route) (via, reason string) {
 	switch r.NextHop {
 	case core.HopVirtualAppliance:
-		return r.Address.String(), ""
+		return r.Address.String(), noAppliance(v, r)
 	case core.HopInternet:
 		return subnet.NATGateway, noNAT(v, subnet)
 	case core.HopVnetLocal:
@@ -187,19 +187,6 @@ func (q question) userRoute(from core.Subnet) (route string, with bool) {
 	return "", false // where the network's own route leads
 }
 
-// applianceRoute leads to an address of the network that a member may hold.
-func (q question) applianceRoute(r EffectiveRoute) string {
-	a, err := netip.ParseAddr(r.Through)
-	s, ok := q.subnetOf(a)
-	switch held := slices.ContainsFunc(q.vnet.Endpoints, func(e core.GoalEndpoint) bool { return e.Address == a }); {
-	case err != nil || !ok:
-		return fmt.Sprintf("%s%s: the appliance is in no subnet of virtual network %s", routeNone, r, q.vnet.Name)
-	case reserved(s.Prefix, a) || held || slices.Contains(q.resolvers, a):
-		return fmt.Sprintf("%s%s: no appliance can be there", routeNone, r)
-	}
-	return cmp.Or(q.elsewhere(a), "VirtualAppliance "+r.Through)
-}
-
 // RouteMark is what members' packets carry from prerouting on where a subnet of their
 // network has user-defined routes: the kernel asks these for nothing else.
 const RouteMark = 0x5c
@@ -223,7 +210,7 @@ const (
 	HopOn HopKind = iota
 	HopDrop
 	HopNAT  // through the NAT gateway Name
-	HopHost // to the address Via of this network
+	HopHost // to the address Via on the network of an uplink
 )
 
 // TableRoute is one entry of a subnet's routing table, which is asked before the

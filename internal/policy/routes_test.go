@@ -22,6 +22,9 @@ func routed(routes ...core.Route) core.GoalVNet {
 		RouteTables: []core.RouteTable{{Name: "private", Routes: routes}},
 		Peers:       []core.GoalPeer{{UID: "h", Name: "hub", AddressSpace: []netip.Prefix{prefix("10.30.0.0/16")}}},
 		Endpoints:   []core.GoalEndpoint{{Name: "db", Subnet: "b", Address: addr("10.20.1.9"), Port: 5432}},
+		Uplinks: []core.GoalUplink{{Uplink: core.Uplink{Name: "lan", Host: "h1", Addressing: core.UplinkAddressing{
+			Mode: core.AddressingStatic, Network: prefix("192.168.7.0/24"), Address: addr("192.168.7.2"),
+		}}}},
 	}
 }
 
@@ -56,9 +59,10 @@ func TestRouteThatDecides(t *testing.T) {
 		"an exception to a peer":      {append(none("x", "10.30.0.0/16"), hop("y", "10.30.1.0/24", core.HopPeering)), "10.30.1.5", "Peering hub", "route private/y (10.30.1.0/24 → Peering hub)"},
 		"VnetLocal outside":           {[]core.Route{hop("x", "10.40.0.0/16", core.HopVnetLocal)}, "10.40.0.1", "none: route private/x (10.40.0.0/16 → VnetLocal) leads nowhere: 10.40.0.0/16 is not inside the address space of virtual network spoke", "route private/x (10.40.0.0/16 → VnetLocal)"},
 		"Peering to nobody":           {[]core.Route{hop("x", "10.40.0.0/16", core.HopPeering)}, "10.40.0.1", "none: route private/x (10.40.0.0/16 → Peering) leads nowhere: 10.40.0.0/16 is not inside a network that spoke is connected to", "route private/x (10.40.0.0/16 → Peering)"},
-		"an appliance":                {[]core.Route{appliance("x", "0.0.0.0/0", "10.20.1.7")}, "198.51.100.7", "VirtualAppliance 10.20.1.7", "route private/x (0.0.0.0/0 → VirtualAppliance 10.20.1.7)"},
-		"an appliance inside":         {[]core.Route{appliance("x", "10.20.1.0/24", "10.20.1.7")}, "10.20.1.9", "VirtualAppliance 10.20.1.7", "route private/x (10.20.1.0/24 → VirtualAppliance 10.20.1.7)"},
-		"an endpoint as appliance":    {[]core.Route{appliance("x", "0.0.0.0/0", "10.20.1.9")}, "198.51.100.7", "none: route private/x (0.0.0.0/0 → VirtualAppliance 10.20.1.9): no appliance can be there", "route private/x (0.0.0.0/0 → VirtualAppliance 10.20.1.9)"},
+		"an appliance":                {[]core.Route{appliance("x", "0.0.0.0/0", "192.168.7.5")}, "198.51.100.7", "VirtualAppliance 192.168.7.5", "route private/x (0.0.0.0/0 → VirtualAppliance 192.168.7.5)"},
+		"an appliance, not inside":    {[]core.Route{appliance("x", "0.0.0.0/0", "192.168.7.5")}, "10.20.1.5", "VnetLocal", "system route 10.20.0.0/16 → VnetLocal"},
+		"an appliance for inside":     {[]core.Route{appliance("x", "10.20.1.0/24", "192.168.7.5")}, "10.20.1.9", "none: route private/x (10.20.1.0/24 → VirtualAppliance 192.168.7.5) leads nowhere: 10.20.1.0/24 is inside virtual network spoke or a peer, and an appliance behind an uplink is outside", "route private/x (10.20.1.0/24 → VirtualAppliance 192.168.7.5)"},
+		"a member as appliance":       {[]core.Route{appliance("x", "0.0.0.0/0", "10.20.1.7")}, "198.51.100.7", "none: route private/x (0.0.0.0/0 → VirtualAppliance 10.20.1.7) leads nowhere: 10.20.1.7 is on no network of an uplink of virtual network spoke", "route private/x (0.0.0.0/0 → VirtualAppliance 10.20.1.7)"},
 		"the Internet for an address": {append(none("x", "0.0.0.0/0"), hop("y", "198.51.100.0/24", core.HopInternet)), "198.51.100.7", "NAT gateway egress", "route private/y (198.51.100.0/24 → Internet egress)"},
 		"a peer by the Internet":      {[]core.Route{hop("x", "10.30.0.0/16", core.HopInternet)}, "10.30.0.5", "none: route private/x (10.30.0.0/16 → Internet egress) leads to the Internet, and 10.30.0.5 is inside the virtual network or a peer", "route private/x (10.30.0.0/16 → Internet egress)"},
 	} {
@@ -91,7 +95,7 @@ func TestEffectiveRoutes(t *testing.T) {
 	want := []string{
 		"route private/out (0.0.0.0/0 → None)", "system route 0.0.0.0/0 → Internet egress (overridden)",
 		"system route 10.20.0.0/16 → VnetLocal", "route private/x (10.20.1.0/24 → None)", "system route 10.30.0.0/16 → Peering hub",
-		"system route 127.0.0.0/8 → None", "system route 169.254.0.0/16 → None", "system route 224.0.0.0/4 → None",
+		"system route 127.0.0.0/8 → None", "system route 169.254.0.0/16 → None", "system route 192.168.7.0/24 → Uplink lan", "system route 224.0.0.0/4 → None",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -117,12 +121,12 @@ func TestRoutesOfAnUplink(t *testing.T) {
 func TestCompiledRoutes(t *testing.T) {
 	t.Parallel()
 	v := routed(hop("out", "0.0.0.0/0", core.HopInternet), hop("x", "10.20.0.0/16", core.HopNone),
-		hop("y", "10.30.1.0/24", core.HopPeering), appliance("z", "10.40.0.0/16", "10.20.1.7"))
+		hop("y", "10.30.1.0/24", core.HopPeering), appliance("z", "10.40.0.0/16", "192.168.7.5"))
 	want := []TableRoute{
 		{Prefix: prefix("0.0.0.0/0"), Kind: HopNAT, Name: "egress"}, {Prefix: prefix("10.20.0.0/16"), Kind: HopDrop},
 		{Prefix: prefix("10.20.0.2/32")}, {Prefix: prefix("10.30.0.0/16")}, {Prefix: prefix("10.30.1.0/24")},
-		{Prefix: prefix("10.40.0.0/16"), Kind: HopHost, Via: addr("10.20.1.7")},
-		{Prefix: prefix("127.0.0.0/8")}, {Prefix: prefix("169.254.0.0/16")}, {Prefix: prefix("224.0.0.0/4")},
+		{Prefix: prefix("10.40.0.0/16"), Kind: HopHost, Via: addr("192.168.7.5")},
+		{Prefix: prefix("127.0.0.0/8")}, {Prefix: prefix("169.254.0.0/16")}, {Prefix: prefix("192.168.7.0/24")}, {Prefix: prefix("224.0.0.0/4")},
 	}
 	got := CompileRoutes(v, v.Subnets[0], []netip.Addr{addr("10.20.0.2")})
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{})); diff != "" {

@@ -205,6 +205,7 @@ func (c *vnetCompiler) antiSpoof() {
 			c.in.NATInterfaces[name], shorten("back from NAT gateway "+plain(name), maxComment))
 	}
 	c.fromUplinks()
+	c.fromAppliances()
 	c.fromPeers()
 	c.line(2, `counter drop comment "spoofed, or from an interface that has no place here"`)
 	c.line(1, "}\n")

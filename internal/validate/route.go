@@ -2,7 +2,6 @@ package validate
 
 import (
 	"net/netip"
-	"slices"
 
 	"github.com/sluice-gateway/sluice/internal/core"
 )
@@ -66,30 +65,33 @@ func (c *checker) subnetRoutes(v *core.VirtualNetwork, i int) {
 				}
 			}
 		case core.HopVirtualAppliance:
-			if why := c.noAppliance(v, r.Address); why != "" {
+			if why := c.noAppliance(v, r); why != "" {
 				c.bad(field, "route %q of %s: %s", r.Name, objectOf(table), why)
 			}
 		}
 	}
 }
 
-// noAppliance says why an address can't be that of an appliance, or "".
-func (c *checker) noAppliance(v *core.VirtualNetwork, a netip.Addr) string {
-	s := slices.IndexFunc(v.Subnets, func(s core.Subnet) bool { return s.Prefix.IsValid() && s.Prefix.Contains(a) })
-	switch {
-	case !a.Is4():
+// noAppliance says why a route can't lead to its appliance, or "".
+func (c *checker) noAppliance(v *core.VirtualNetwork, r core.Route) string {
+	a := r.Address
+	if !a.Is4() || !r.Prefix.IsValid() {
 		return "" // the table's own problem
-	case s < 0:
-		return "the appliance " + a.String() + " is in no subnet of " + objectOf(v)
-	case Reserved(v.Subnets[s].Prefix, a):
-		return "the appliance " + a.String() + " is a reserved address of subnet " + v.Subnets[s].Name
 	}
-	for _, e := range all[*core.PrivateEndpoint](c.set) {
-		if e.VNet == v.Name && e.Address == a {
-			return "the appliance " + a.String() + " is the address of " + objectOf(e) + ", which forwards nothing"
+	for _, p := range v.AddressSpace {
+		switch {
+		case p.IsValid() && p.Contains(a):
+			return "the appliance " + a.String() + " is inside " + objectOf(v) + ", where members and private endpoints are, which forward nothing: an appliance is on the network of an uplink"
+		case p.IsValid() && contains(p, r.Prefix):
+			return "the appliance " + a.String() + " is outside of " + objectOf(v) + ", and " + r.Prefix.String() + " is inside"
 		}
 	}
-	return ""
+	for _, u := range v.Uplinks {
+		if n := u.Addressing.Network; u.TUN == "" && n.IsValid() && n.Contains(a) && u.Addressing.Address != a {
+			return ""
+		}
+	}
+	return "the appliance " + a.String() + " is on no network of an uplink of " + objectOf(v)
 }
 
 // peerings refuses networks that could not tell each other's addresses apart.

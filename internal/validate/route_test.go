@@ -21,9 +21,10 @@ func TestRouteTables(t *testing.T) {
 	}
 	run(t, map[string]testCase{
 		"one of each": {func(w *world) {
+			w.uplink()
 			w.table(core.Route{Name: "a", Prefix: prefix("10.20.1.0/24"), NextHop: core.HopNone},
 				core.Route{Name: "b", Prefix: prefix("10.20.1.4/32"), NextHop: core.HopVnetLocal},
-				core.Route{Name: "c", Prefix: prefix("0.0.0.0/0"), NextHop: core.HopVirtualAppliance, Address: netip.MustParseAddr("10.20.1.9")},
+				core.Route{Name: "c", Prefix: prefix("0.0.0.0/0"), NextHop: core.HopVirtualAppliance, Address: netip.MustParseAddr("192.168.7.5")},
 				core.Route{Name: "d", Prefix: prefix("198.51.100.0/24"), NextHop: core.HopInternet},
 				core.Route{Name: "e", Prefix: prefix("10.30.0.0/16"), NextHop: core.HopPeering})
 		}, ""},
@@ -42,14 +43,23 @@ func TestRouteTables(t *testing.T) {
 		"an appliance without address": {func(w *world) { w.table(hop("0.0.0.0/0", core.HopVirtualAppliance)) },
 			"RouteTable/private routes[0].address: is missing: the IPv4 address of the appliance"},
 		"an appliance elsewhere": {func(w *world) { w.table(appliance("10.30.0.4")) },
-			`VirtualNetwork/corp subnets[0].routeTable: route "r" of RouteTable/private: the appliance 10.30.0.4 is in no subnet of VirtualNetwork/corp`},
-		"an appliance at a reserved address": {func(w *world) { w.table(appliance("10.20.0.1")) },
-			`VirtualNetwork/corp subnets[0].routeTable: route "r" of RouteTable/private: the appliance 10.20.0.1 is a reserved address of subnet gateways`},
-		"a private endpoint as appliance": {func(w *world) { w.table(appliance("10.20.1.4")) },
-			`VirtualNetwork/corp subnets[0].routeTable: route "r" of RouteTable/private: the appliance 10.20.1.4 is the address of PrivateEndpoint/db, which forwards nothing`},
+			`VirtualNetwork/corp subnets[0].routeTable: route "r" of RouteTable/private: the appliance 10.30.0.4 is on no network of an uplink of VirtualNetwork/corp`},
+		"a member as appliance": {func(w *world) { w.table(appliance("10.20.0.9")) },
+			`VirtualNetwork/corp subnets[0].routeTable: route "r" of RouteTable/private: the appliance 10.20.0.9 is inside VirtualNetwork/corp, where members and private endpoints are, which forward nothing: an appliance is on the network of an uplink`},
+		"an appliance for addresses inside": {func(w *world) {
+			w.uplink()
+			w.table(core.Route{Name: "r", Prefix: prefix("10.20.1.0/24"), NextHop: core.HopVirtualAppliance, Address: netip.MustParseAddr("192.168.7.5")})
+		}, `VirtualNetwork/corp subnets[0].routeTable: route "r" of RouteTable/private: the appliance 192.168.7.5 is outside of VirtualNetwork/corp, and 10.20.1.0/24 is inside`},
 		"the network's own addresses to the Internet": {func(w *world) { w.table(hop("10.20.1.0/24", core.HopInternet)) },
 			`VirtualNetwork/corp subnets[0].routeTable: route "r" of RouteTable/private sends 10.20.1.0/24 to the Internet, which is inside the address space 10.20.0.0/16`},
 	})
+}
+
+// uplink joins corp to 192.168.7.0/24.
+func (w *world) uplink() {
+	w.vnet.Uplinks = []core.Uplink{{Name: "lan", Host: "vm-1", Device: "eth1", Addressing: core.UplinkAddressing{
+		Mode: core.AddressingStatic, Network: prefix("192.168.7.0/24"), Gateway: netip.MustParseAddr("192.168.7.1"), Address: netip.MustParseAddr("192.168.7.2"),
+	}}}
 }
 
 // peer adds another network, which names corp back.

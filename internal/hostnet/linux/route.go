@@ -76,16 +76,16 @@ func (v *vnet) wayOut(r policy.TableRoute) (link string, via netip.Addr) {
 			}
 		}
 	case policy.HopHost:
-		for k, p := range v.ports {
-			if p.spec.Address == r.Via {
-				return portLink(k), r.Via
+		for _, u := range v.goal.Uplinks {
+			if u.Here && policy.HasAppliance(v.goal, u.Uplink, r.Via) {
+				return v.n.names.uplinkLink(v.goal.UID, u.Name), r.Via
 			}
 		}
 	}
 	return "", netip.Addr{}
 }
 
-// buildRoutes makes the tables before any port can send: what leads to a port that is
+// buildRoutes makes the tables before any port can send: what leads by an uplink that is
 // not there yet leads nowhere until then.
 func (v *vnet) buildRoutes() error {
 	l, err := v.at.links()
@@ -99,8 +99,8 @@ func (v *vnet) buildRoutes() error {
 	return v.at.localRule(len(want.rules) == 0)
 }
 
-// routeToPorts completes routes to appliances once their interfaces are there.
-func (v *vnet) routeToPorts() {
+// routeToAppliances completes routes to appliances once the uplinks are there.
+func (v *vnet) routeToAppliances() {
 	if !slices.ContainsFunc(v.goal.RouteTables, func(t core.RouteTable) bool {
 		return slices.ContainsFunc(t.Routes, func(r core.Route) bool { return r.NextHop == core.HopVirtualAppliance })
 	}) {

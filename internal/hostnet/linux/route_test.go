@@ -122,42 +122,75 @@ func TestResolverIsReachedWhateverTheRoutes(t *testing.T) {
 	c.Close()
 }
 
-// TestApplianceGetsWhatTheRouteSendsIt sends a packet for somebody else and finds it,
-// with its source, at the appliance; with the appliance gone it goes nowhere.
-func TestApplianceGetsWhatTheRouteSendsIt(t *testing.T) {
+// TestApplianceBehindAnUplink reaches the world through a router of the existing network;
+// what the route does not name goes elsewhere, and nothing begins from there.
+func TestApplianceBehindAnUplink(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
-	g := routed(appliance("198.51.100.0/24", "10.20.0.5"))
-	a, b := member(g, 1, 1), member(g, 2, 2)
-	n := l.up()
-	cfg := hostnet.Config{VNets: []core.GoalVNet{g}, Ports: []hostnet.Port{a, b}}
-	s := l.set(n, cfg)
-	at := portOf(t, s, a)
-	sniffer := sniffPort(t, portOf(t, s, b))
-	out := dialUDPIn(t, at, netip.MustParseAddrPort(labWorldAddr+":9000"))
-	for end := time.Now().Add(20 * time.Second); ; {
-		if _, err := out.Write([]byte("to the world")); err != nil {
-			t.Fatal(err)
-		}
-		if src, dst, ok := sniffer.next(); ok && src == a.Address && dst.String() == labWorldAddr {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatal("the appliance saw nothing")
-		}
+	const beyond, apart = "203.0.113.50", "203.0.113.60"
+	for name, change := range map[string]func(*core.Uplink){
+		"leases on that network": onDevice,
+		"a routed network":       func(u *core.Uplink) { onDevice(u); behindRouter(u) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t)
+			lan := newLAN(l)
+			routeBack(l, lan)
+			in(t, lan, func() error { // it asks for neighbours as a router does, under its own address
+				return writeAll([]sysctl{{key: "ipv4/conf/lan0/arp_announce", value: "2"}})
+			})
+			for _, a := range []string{beyond, apart} {
+				l.ip(lan, "addr", "add", a+"/32", "dev", "lo")
+			}
+			g := plant("u1", onLAN(change))
+			if name == "leases on that network" {
+				l.ip(lan, "route", "del", lanSubnet)
+			}
+			g.NSGs[0].Rules = g.NSGs[0].Rules[:1]
+			g.Subnets[0].RouteTable = "private"
+			table := func(routes ...core.Route) {
+				g.RouteTables = []core.RouteTable{{Name: "private", Routes: routes}}
+			}
+			table(appliance(beyond+"/32", lanServer))
+			a := plantMember(g, 1)
+			n := l.up()
+			set := func() string {
+				return portOf(t, l.set(n, hostnet.Config{VNets: []core.GoalVNet{g}, Ports: []hostnet.Port{a}}), a)
+			}
+			at := set()
+			wantGreeting(t, at, beyond+":80", "lan "+a.Address.String())
+			wantNoWay(t, at, apart+":80")
+			wantGreeting(t, at, lanServer+":80", "lan "+a.Address.String())
+			serveIn(t, at, "0.0.0.0:90", "member")
+			if c, err := dialFrom(t, lan, beyond, a.Address.String()+":90"); err == nil {
+				c.Close()
+				t.Error("a connection began beyond the appliance")
+			}
+			table()
+			set()
+			wantNoWay(t, at, beyond+":80")
+		})
 	}
-	// The appliance itself may send as nobody else.
-	before := counter(t, n.vnets["u1"].at.path, "spoofed")
-	forged := packetFrom(a.Address, netip.MustParseAddr(labWorldAddr))
-	sendRaw(t, portOf(t, s, b), forged)
-	waitUntil(t, "the forged packet is dropped", func() bool { return counter(t, n.vnets["u1"].at.path, "spoofed") > before })
+}
 
-	serveIn(t, l.world, labWorldAddr+":80", "world")
-	cfg.Ports = cfg.Ports[:1]
-	l.set(n, cfg)
-	if c, err := dialIn(t, at, labWorldAddr+":80", 400*time.Millisecond); err == nil {
-		t.Errorf("with the appliance gone the packets went by the NAT gateway, from %s", c.LocalAddr())
+// wantNoWay holds that no connection is made, however that fails.
+func wantNoWay(t *testing.T, path, addr string) {
+	t.Helper()
+	if c, err := dialIn(t, path, addr, 400*time.Millisecond); err == nil {
+		c.Close()
+		t.Errorf("%s was reached", addr)
 	}
+}
+
+// dialFrom connects from a namespace under one of its addresses.
+func dialFrom(t *testing.T, path, from, to string) (c net.Conn, err error) {
+	t.Helper()
+	in(t, path, func() error {
+		d := net.Dialer{Timeout: 400 * time.Millisecond, LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+		c, err = d.Dial("tcp4", to)
+		return nil
+	})
+	return c, err
 }
 
 func waitUntil(t *testing.T, what string, is func() bool) {
@@ -260,7 +293,7 @@ func TestKernelTakesTheRouteThatTheEvaluatorNames(t *testing.T) {
 		}
 	}
 	t.Log(kinds)
-	for _, k := range []string{"none:", "VnetLocal", "NAT", "Peering", "VirtualAppliance"} {
+	for _, k := range []string{"none:", "VnetLocal", "NAT", "Peering"} {
 		if kinds[k] < 10 {
 			t.Errorf("only %d flows were of the kind %s", kinds[k], k)
 		}
@@ -280,7 +313,7 @@ func randomRoutes(r *rand.Rand) []core.Route {
 		seen[p] = true
 		route := core.Route{Name: fmt.Sprintf("r%d", len(out)), Prefix: p, NextHop: h}
 		if h == core.HopVirtualAppliance {
-			route.Address = netip.MustParseAddr([]string{"10.20.0.5", "10.20.0.9"}[r.IntN(2)]) // the other is not there
+			route.Address = netip.MustParseAddr("10.20.0.5") // a member: no appliance
 		}
 		out = append(out, route)
 	}
@@ -303,16 +336,11 @@ func expectedWay(v *vnet, g core.GoalVNet, route string, by policy.EffectiveRout
 		held[p.spec.Address] = portLink(k)
 	}
 	local := slices.Contains(v.resolvers(), dst) || slices.ContainsFunc(g.Endpoints, func(e core.GoalEndpoint) bool { return e.Address == dst })
-	to, isAppliance := strings.CutPrefix(route, "VirtualAppliance ")
 	switch {
 	case strings.HasPrefix(route, "NAT gateway"):
 		return natInnerLink("u1-egress")
 	case strings.HasPrefix(route, "Peering"):
 		return peerLink("u1", "hub")
-	case isAppliance && held[netip.MustParseAddr(to)] != "":
-		return held[netip.MustParseAddr(to)]
-	case isAppliance:
-		return "nowhere"
 	// The rules, and not the routes, end what follows.
 	case local && (by.NextHop == core.HopVnetLocal && by.Reason == "" || slices.Contains(v.resolvers(), dst)):
 		return "local"

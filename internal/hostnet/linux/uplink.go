@@ -159,6 +159,7 @@ func uplinkValues(link string) []sysctl {
 		{key: "ipv6/conf/" + link + "/disable_ipv6", value: "1", optional: true},
 		{key: conf + "forwarding", value: "1"},
 		{key: conf + "rp_filter", value: "1"},
+		{key: conf + "src_valid_mark", value: "1"}, // replies by way of an appliance
 		{key: conf + "arp_ignore", value: "1"},
 		{key: conf + "arp_announce", value: "2"},
 		{key: conf + "arp_accept", value: "0"},

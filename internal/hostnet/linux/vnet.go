@@ -91,7 +91,7 @@ func (v *vnet) set(ctx context.Context, goal core.GoalVNet) {
 		v.goal, v.stale = cloneVNet(goal), true
 	}
 	v.finish(ctx)
-	v.routeToPorts()
+	v.routeToAppliances()
 	if prune {
 		if err := v.prune(); err != nil {
 			v.problem(v.object(), fmt.Errorf("removing what is left over: %w", err))
