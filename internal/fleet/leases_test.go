@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net"
@@ -12,8 +13,10 @@ import (
 
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/hostapi"
 	"github.com/sluice-gateway/sluice/internal/placement"
 	"github.com/sluice-gateway/sluice/internal/store"
+	"github.com/sluice-gateway/sluice/internal/wire"
 )
 
 // lease returns the one lease that there is, as people see it.
@@ -244,9 +247,36 @@ func benchmarkPlace(b *testing.B, n int) {
 	}
 }
 
+// BenchmarkSendGoal is what each change costs on its way to a host with many members: the
+// goal state read from the store, sent, and understood.
+func BenchmarkSendGoal(b *testing.B) {
+	for _, n := range []int{10, 300, 1_000, 5_000} {
+		b.Run(fmt.Sprintf("members=%d", n), func(b *testing.B) {
+			r := newBenchRig(b, n)
+			size := 0
+			for b.Loop() {
+				goal, err := r.fleet.goal(context.Background(), "h")
+				if err != nil || len(goal.Members) < n {
+					b.Fatalf("%d members, %v", len(goal.Members), err)
+				}
+				var sent bytes.Buffer
+				if err := wire.Write(&sent, hostapi.ToHost{Goal: &goal}); err != nil {
+					b.Fatal(err)
+				}
+				size = sent.Len()
+				var got hostapi.ToHost
+				if err := wire.Read(&sent, &got, 64<<20); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(size)/1000, "kB")
+		})
+	}
+}
+
 // newBenchRig is a fleet with a host that is connected and n members of it in a /16.
 func newBenchRig(b *testing.B, n int) *rig {
-	r := &rig{t: b, path: filepath.Join(b.TempDir(), "s.db")}
+	r := &rig{t: b, path: filepath.Join(b.TempDir(), "s.db"), tune: func(*Options) {}}
 	r.open()
 	prefix := netip.MustParsePrefix("10.20.0.0/16")
 	r.write(func(tx store.Tx) error {
