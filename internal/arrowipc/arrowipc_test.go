@@ -133,7 +133,7 @@ func TestRoundTripIsByteForByte(t *testing.T) {
 func TestTruncatedAnywhereIsNeverEOF(t *testing.T) {
 	t.Parallel()
 	stream, _, _ := sample(t)
-	for n := range len(stream) {
+	for n := range stream {
 		if n > 4096 && n < len(stream)-4096 && n%97 != 0 {
 			continue
 		}

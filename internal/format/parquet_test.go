@@ -73,10 +73,10 @@ func TestParquetEveryType(t *testing.T) {
 
 // endless gives the same batches again and again: a long stream that takes no memory.
 type endless struct {
-	head, batch, end []byte
-	left             int
-	pending          []byte
-	peak             uint64
+	batch, end []byte
+	left       int
+	pending    []byte
+	peak       uint64
 }
 
 func newEndless(t testing.TB, rows, batches int) *endless {

@@ -147,7 +147,7 @@ var numbers = arrow.NewSchema([]arrow.Field{
 	{Name: "word", Type: arrow.BinaryTypes.String, Nullable: true},
 }, nil)
 
-// numberBatch has rows first, first+1, …
+// numberBatch has rows first, first+1 and so on.
 func numberBatch(first, rows int64) arrow.RecordBatch {
 	b := array.NewRecordBuilder(memory.DefaultAllocator, numbers)
 	defer b.Release()

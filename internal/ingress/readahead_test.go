@@ -43,7 +43,7 @@ func TestReadAheadGivesEveryByteOnce(t *testing.T) {
 	c, peer := pair(t)
 	want := make([]byte, 8<<20)
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(want)
-	rnd := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // sizes
+	rnd := rand.New(rand.NewPCG(1, 2))
 	go func() {
 		defer peer.Close()
 		for rest := want; len(rest) > 0; {
@@ -56,7 +56,7 @@ func TestReadAheadGivesEveryByteOnce(t *testing.T) {
 	}()
 	var got bytes.Buffer
 	ahead := 0
-	sizes := rand.New(rand.NewPCG(3, 4)) //nolint:gosec // sizes
+	sizes := rand.New(rand.NewPCG(3, 4))
 	for {
 		p := make([]byte, 1+sizes.IntN(32<<10))
 		n, err := c.Read(p)

@@ -18,9 +18,9 @@ func read(fd uintptr, p []byte) (int, syscall.Errno) {
 	}
 }
 
-func peek(fd uintptr, p []byte) (int, syscall.Errno) {
+func peek(fd uintptr, p *[1]byte) (int, syscall.Errno) {
 	for {
-		n, _, errno := syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)),
+		n, _, errno := syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(p)), uintptr(len(p)),
 			syscall.MSG_PEEK|syscall.MSG_DONTWAIT, 0, 0)
 		if errno != syscall.EINTR {
 			return int(n), errno

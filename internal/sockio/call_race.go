@@ -11,9 +11,9 @@ func read(fd uintptr, p []byte) (int, syscall.Errno) {
 	return again(func() (int, error) { return syscall.Read(int(fd), p) })
 }
 
-func peek(fd uintptr, p []byte) (int, syscall.Errno) {
+func peek(fd uintptr, p *[1]byte) (int, syscall.Errno) {
 	return again(func() (int, error) {
-		n, _, err := syscall.Recvfrom(int(fd), p, syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		n, _, err := syscall.Recvfrom(int(fd), p[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
 		return n, err
 	})
 }

@@ -73,7 +73,7 @@ func (c *Conn) ReadNow(p []byte) (n int) {
 func (c *Conn) Quiet() (quiet bool) {
 	err := c.raw.Control(func(fd uintptr) {
 		var b [1]byte
-		_, errno := peek(fd, b[:])
+		_, errno := peek(fd, &b)
 		quiet = errno == syscall.EAGAIN
 	})
 	return err == nil && quiet

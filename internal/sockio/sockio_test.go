@@ -44,7 +44,7 @@ func TestEveryByteOnce(t *testing.T) {
 	}
 	want := make([]byte, 4<<20)
 	_, _ = rand.NewChaCha8([32]byte{1}).Read(want)
-	sizes := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // sizes
+	sizes := rand.New(rand.NewPCG(1, 2))
 	sent := make(chan error, 1)
 	go func() {
 		defer a.Socket.(*net.TCPConn).CloseWrite()

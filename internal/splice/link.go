@@ -99,7 +99,7 @@ func (k *link) receive(buf []byte) (message, error) {
 
 // read handles what the splicer says until its end, which ends its pairs.
 func (k *link) read() {
-	defer k.conn.Close()
+	defer func() { _ = k.conn.Close() }()
 	buf := make([]byte, maxMessage)
 	var list []Info
 	for {

@@ -77,8 +77,7 @@ func New(o Options) *Splicer {
 // Join joins two connections, which are not the caller's any more, whatever it returns.
 // The label says what they are for; it need not be unique.
 func (s *Splicer) Join(label string, a, b *net.TCPConn) (*Pair, error) {
-	defer a.Close()
-	defer b.Close()
+	defer func() { _, _ = a.Close(), b.Close() }() // the splicer has its own descriptors
 	if len(label) > maxLabel {
 		return nil, errs.New(errs.Internal, "splice: a label of %d bytes", len(label))
 	}

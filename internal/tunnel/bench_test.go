@@ -119,7 +119,7 @@ func BenchmarkReconnect(b *testing.B) {
 	h := tunneltest.StartWith(b, tunneltest.Options{
 		Handler: http.HandlerFunc(served), Parked: 1, Hub: tunnel.HubOptions{MaxData: 1},
 	})
-	for range b.N {
+	for b.Loop() {
 		req, _ := http.NewRequest(http.MethodPost, "http://member/1000000", nil)
 		resp, err := h.RoundTripper.RoundTrip(req)
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime"
 	"strings"
 	"sync"
@@ -75,9 +76,7 @@ func (h Harness) open(t testing.TB, maxConns int, edit ...func(*memberapi.Source
 	t.Helper()
 	src := h.Source
 	src.Parameters = map[string]string{}
-	for k, v := range h.Source.Parameters {
-		src.Parameters[k] = v
-	}
+	maps.Copy(src.Parameters, h.Source.Parameters)
 	for _, e := range edit {
 		e(&src)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"slices"
 	"strconv"
 	"time"
 
@@ -128,10 +129,8 @@ func (c *config) withDefaults(given map[string]string) (map[string]string, error
 }
 
 func allowed(values []string, v string) bool {
-	for _, a := range values {
-		if a == v {
-			return true
-		}
+	if slices.Contains(values, v) {
+		return true
 	}
 	return len(values) == 0
 }

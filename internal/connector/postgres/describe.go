@@ -3,6 +3,7 @@ package postgres
 import (
 	lru "container/list"
 	"context"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -56,9 +57,7 @@ func newDescription(sql string, sd *pgconn.StatementDescription, p planner, text
 // withText is d with one more column as text.
 func (d *description) withText(sql string, col int, why string, p planner) *description {
 	text := map[int]string{col: why}
-	for i, w := range d.text {
-		text[i] = w
-	}
+	maps.Copy(text, d.text)
 	return newDescription(sql, d.stmt, p, text)
 }
 

@@ -27,7 +27,7 @@ func (c *config) sourceError(step, message string) *errs.Error {
 func (c *config) unreachable(step, what string, err error) *errs.Error {
 	e := errs.New(errs.Unavailable, "%s: %s", what, reason(err)).WithStep(step).On(c.object, "")
 	if step == errs.StepConnect {
-		e.WithHint("check that the server listens there, and that the subnet's rules and routes let the gateway reach it")
+		return e.WithHint("check that the server listens there, and that the subnet's rules and routes let the gateway reach it")
 	}
 	return e
 }

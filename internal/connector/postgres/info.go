@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/apache/arrow-adbc/go/adbc"
 	"github.com/apache/arrow-go/v18/arrow"
@@ -59,10 +60,8 @@ func (c *connection) GetInfo(ctx context.Context, codes []adbc.InfoCode) (array.
 }
 
 func wanted(codes []adbc.InfoCode, code adbc.InfoCode) bool {
-	for _, c := range codes {
-		if c == code {
-			return true
-		}
+	if slices.Contains(codes, code) {
+		return true
 	}
 	return len(codes) == 0
 }

@@ -68,8 +68,6 @@ func lines(recs ...arrow.RecordBatch) []string {
 	return out
 }
 
-func ptr(s string) *string { return &s }
-
 func TestTables(t *testing.T) {
 	t.Parallel()
 	s := testpg.Shared(t)
@@ -84,10 +82,10 @@ func TestTables(t *testing.T) {
 	}{
 		{"all", memberapi.MetadataRequest{}, []string{
 			d + " shop mat MATERIALIZED VIEW", d + ` shop Odd "name TABLE`, d + " shop customer TABLE", d + " shop item TABLE", d + " shop orders TABLE", d + " shop totals VIEW"}},
-		{"by pattern", memberapi.MetadataRequest{Catalog: &d, SchemaPattern: ptr("sh%"), TablePattern: ptr("o_ders")}, []string{d + " shop orders TABLE"}},
+		{"by pattern", memberapi.MetadataRequest{Catalog: &d, SchemaPattern: new("sh%"), TablePattern: new("o_ders")}, []string{d + " shop orders TABLE"}},
 		{"by type", memberapi.MetadataRequest{TableTypes: []string{"VIEW", "MATERIALIZED VIEW"}}, []string{d + " shop mat MATERIALIZED VIEW", d + " shop totals VIEW"}},
-		{"other catalog", memberapi.MetadataRequest{Catalog: ptr("other")}, nil},
-		{"system", memberapi.MetadataRequest{SchemaPattern: ptr("pg_catalog"), TablePattern: ptr("pg_type")}, []string{d + " pg_catalog pg_type TABLE"}},
+		{"other catalog", memberapi.MetadataRequest{Catalog: new("other")}, nil},
+		{"system", memberapi.MetadataRequest{SchemaPattern: new("pg_catalog"), TablePattern: new("pg_type")}, []string{d + " pg_catalog pg_type TABLE"}},
 	} {
 		r, err := db.Tables(ctx, c.req)
 		got := lines(readAll(t, r, err)...)
@@ -95,7 +93,7 @@ func TestTables(t *testing.T) {
 			t.Errorf("%s: %s", c.name, diff)
 		}
 	}
-	r, err := db.Tables(ctx, memberapi.MetadataRequest{IncludeSchema: true, SchemaPattern: ptr("shop")})
+	r, err := db.Tables(ctx, memberapi.MetadataRequest{IncludeSchema: true, SchemaPattern: new("shop")})
 	recs := readAll(t, r, err)
 	cnxn, err := db.Open(ctx)
 	if err != nil {
@@ -108,7 +106,7 @@ func TestTables(t *testing.T) {
 			t.Fatal(err)
 		}
 		// The schema listed is the one that a query gives, but for what is known of nulls.
-		want, err := cnxn.GetTableSchema(ctx, nil, ptr("shop"), table)
+		want, err := cnxn.GetTableSchema(ctx, nil, new("shop"), table)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -127,7 +125,7 @@ func TestTables(t *testing.T) {
 		}
 		ir.Release()
 	}
-	if _, err := cnxn.GetTableSchema(ctx, ptr("other"), nil, "x"); err == nil {
+	if _, err := cnxn.GetTableSchema(ctx, new("other"), nil, "x"); err == nil {
 		t.Error("a table of another catalog")
 	}
 }
@@ -139,7 +137,7 @@ func TestKeys(t *testing.T) {
 	db := openSource(t, s)
 	ctx := testContext(t)
 	d := s.Database
-	orders := memberapi.TableRef{Catalog: &d, Schema: ptr("shop"), Table: "orders"}
+	orders := memberapi.TableRef{Catalog: &d, Schema: new("shop"), Table: "orders"}
 	pk, err := db.PrimaryKeys(ctx, orders)
 	if err != nil {
 		t.Fatal(err)
@@ -190,17 +188,17 @@ func TestGetObjects(t *testing.T) {
 	if got := get(adbc.ObjectDepthCatalogs, nil, nil, nil, nil); got != s.Database+" (null)" {
 		t.Error(got)
 	}
-	if got := get(adbc.ObjectDepthCatalogs, ptr("other"), nil, nil, nil); got != "" {
+	if got := get(adbc.ObjectDepthCatalogs, new("other"), nil, nil, nil); got != "" {
 		t.Error(got)
 	}
-	if got, want := get(adbc.ObjectDepthDBSchemas, nil, ptr("shop"), nil, nil), s.Database+` [{"db_schema_name":"shop","db_schema_tables":null}]`; got != want {
+	if got, want := get(adbc.ObjectDepthDBSchemas, nil, new("shop"), nil, nil), s.Database+` [{"db_schema_name":"shop","db_schema_tables":null}]`; got != want {
 		t.Error(got)
 	}
-	got := get(adbc.ObjectDepthTables, nil, ptr("shop"), ptr("o%"), nil)
+	got := get(adbc.ObjectDepthTables, nil, new("shop"), new("o%"), nil)
 	if !strings.Contains(got, `{"table_columns":null,"table_constraints":null,"table_name":"orders","table_type":"TABLE"}`) || strings.Contains(got, "customer") {
 		t.Error(got)
 	}
-	got = get(adbc.ObjectDepthAll, nil, ptr("shop"), ptr("orders"), nil)
+	got = get(adbc.ObjectDepthAll, nil, new("shop"), new("orders"), nil)
 	for _, want := range []string{
 		`"column_name":"part","ordinal_position":2,"remarks":"the partition"`,
 		`{"constraint_column_names":["part","id"],"constraint_column_usage":null,"constraint_name":"orders_key","constraint_type":"PRIMARY KEY"}`,
@@ -214,7 +212,7 @@ func TestGetObjects(t *testing.T) {
 	if strings.Contains(got, "dropped") {
 		t.Error("a dropped column is listed")
 	}
-	if got = get(adbc.ObjectDepthAll, nil, ptr("shop"), ptr("orders"), ptr("tot%")); strings.Contains(got, `"column_name":"part"`) || !strings.Contains(got, `"column_name":"total"`) {
+	if got = get(adbc.ObjectDepthAll, nil, new("shop"), new("orders"), new("tot%")); strings.Contains(got, `"column_name":"part"`) || !strings.Contains(got, `"column_name":"total"`) {
 		t.Errorf("column filter: %s", got)
 	}
 }

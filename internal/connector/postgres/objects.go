@@ -152,7 +152,8 @@ func (o *objects) readConstraints(ctx context.Context, c *conn) error {
 			}
 			if r[7] != nil {
 				list, _ := usage.([]any)
-				usage = append(list, []any{r[3], r[4], r[5], r[7]})
+				list = append(list, []any{r[3], r[4], r[5], r[7]})
+				usage = list
 			}
 		}
 		table := text(first[0])

@@ -166,7 +166,7 @@ func (p *pool) reap() {
 	old := append([]*conn(nil), p.idle[:n]...)
 	p.idle = append(p.idle[:0], p.idle[n:]...)
 	if len(p.idle) > 0 && !p.closed {
-		p.reaper = time.AfterFunc(p.idle[0].idleSince.Add(idleTimeout).Sub(time.Now()), p.reap)
+		p.reaper = time.AfterFunc(time.Until(p.idle[0].idleSince.Add(idleTimeout)), p.reap)
 	}
 	p.mu.Unlock()
 	for _, c := range old {

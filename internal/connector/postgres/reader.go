@@ -94,7 +94,7 @@ func (x *run) userError(err error) error {
 	if x.rows > 0 {
 		step = errs.StepStream
 	}
-	var m *columnMisfit
+	var m *misfitError
 	if errors.As(err, &m) && x.ctx.Err() == nil {
 		f := x.desc.schema.Field(m.col)
 		return errs.New(errs.Source, "column %q, row %d: %s does not fit %s", f.Name, x.rows+1, m.what, f.Type).

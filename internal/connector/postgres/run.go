@@ -21,13 +21,13 @@ const (
 // errStale says that the server describes the statement otherwise than it did before.
 var errStale = errors.New("the statement's description is out of date")
 
-// columnMisfit is a misfit in one column.
-type columnMisfit struct {
+// misfitError is a misfit in one column.
+type misfitError struct {
 	col  int
 	what string
 }
 
-func (m *columnMisfit) Error() string { return m.what }
+func (m *misfitError) Error() string { return m.what }
 
 // run is one execution of a statement on one connection, for one parameter row or several.
 //
@@ -347,7 +347,7 @@ func (x *run) decode(values [][]byte) (bytes int, err error) {
 func (x *run) columnError(col int, err error) error {
 	var m *misfit
 	if errors.As(err, &m) {
-		return &columnMisfit{col, m.what}
+		return &misfitError{col, m.what}
 	}
 	return fmt.Errorf("column %q: %w", x.desc.schema.Field(col).Name, err)
 }
@@ -414,7 +414,7 @@ func (x *run) learn(err error) {
 	if err == nil || len(x.sql) > maxDescribedSQL {
 		return
 	}
-	var m *columnMisfit
+	var m *misfitError
 	if !errors.As(err, &m) {
 		return
 	}

@@ -41,7 +41,7 @@ func (s *statement) SetOption(key, _ string) error {
 	return s.db.notImplemented("the statement option " + key)
 }
 
-func (s *statement) SetSqlQuery(sql string) error {
+func (s *statement) SetSqlQuery(sql string) error { //nolint:revive // ADBC's name
 	s.sql, s.desc = sql, nil
 	return nil
 }
@@ -222,7 +222,7 @@ func (s *statement) describe(ctx context.Context, c *conn) (*description, error)
 // again decides about another attempt after an error before the first batch, and
 // learns from it.
 func (x *run) again(err error) bool {
-	var m *columnMisfit
+	var m *misfitError
 	var pgErr *pgconn.PgError
 	switch {
 	case x.ctx.Err() != nil && !errors.As(err, &m):

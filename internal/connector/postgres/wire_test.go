@@ -298,13 +298,14 @@ func TestLongResultsMatchPostgres(t *testing.T) {
 	s.Exec(t, setup)
 	db := openSource(t, s, with("options", "-c TimeZone=UTC"))
 	for i, c := range typeCases {
-		values := "(null)"
+		var values strings.Builder
+		values.WriteString("(null)")
 		for _, v := range c.values {
 			if len(v) < 1000 {
-				values += fmt.Sprintf(",('%s')", strings.ReplaceAll(v, "'", "''"))
+				values.WriteString(fmt.Sprintf(",('%s')", strings.ReplaceAll(v, "'", "''")))
 			}
 		}
-		s.Exec(t, fmt.Sprintf("create table long%d (n serial, v %s); grant select on long%d to app; insert into long%d (v) values %s", i, c.typ, i, i, values))
+		s.Exec(t, fmt.Sprintf("create table long%d (n serial, v %s); grant select on long%d to app; insert into long%d (v) values %s", i, c.typ, i, i, values.String()))
 		short := queryRows(t, db, fmt.Sprintf("select v, n from long%d order by n", i))
 		const times = 400
 		got := queryRows(t, db, fmt.Sprintf("select v, n from long%d, generate_series(1, %d) g order by g, n", i, times))

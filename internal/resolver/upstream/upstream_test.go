@@ -246,7 +246,7 @@ func TestOneQuestionTriesAServerAgain(t *testing.T) {
 	var s state
 	now := time.Unix(1000, 0)
 	claims := func(at time.Time) bool { _, _, ok := s.claim(at, 2*time.Second); return ok }
-	if !claims(now) || !claims(now) {
+	if first, second := claims(now), claims(now); !first || !second {
 		t.Error("a server that is up is not for everyone")
 	}
 	s.down(now, 30*time.Second, "x")

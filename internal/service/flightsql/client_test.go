@@ -139,7 +139,7 @@ func TestCancelFlightInfo(t *testing.T) {
 			return err
 		},
 		func(ctx context.Context, info *flight.FlightInfo) error {
-			res, err := c.CancelQuery(ctx, info)
+			res, err := c.CancelQuery(ctx, info) //nolint:staticcheck // older clients call it
 			if err == nil && res != flightsql.CancelResultCancelled {
 				err = fmt.Errorf("result %v", res)
 			}

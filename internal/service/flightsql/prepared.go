@@ -7,7 +7,6 @@ import (
 
 	"github.com/apache/arrow-go/v18/arrow/flight"
 	pb "github.com/apache/arrow-go/v18/arrow/flight/gen/flight"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/errs"
@@ -173,7 +172,7 @@ func (s *Server) createPrepared(stream flight.FlightService_DoActionServer, body
 		PreparedStatementHandle: s.prepared.add(p, st),
 		DatasetSchema:           described.Dataset, // empty for a statement without rows: JDBC knows updates by that
 		ParameterSchema:         described.Params,
-		IsUpdate:                proto.Bool(described.Dataset == nil),
+		IsUpdate:                new(described.Dataset == nil),
 	})
 }
 

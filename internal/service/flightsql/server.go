@@ -143,7 +143,6 @@ func (s *Server) ServerOptions() []grpc.ServerOption {
 		grpc.MaxConcurrentStreams(streamsPerConn),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.WriteBufferSize(writeBuffer),
-		grpc.SharedWriteBuffer(true),
 		grpc.StaticStreamWindowSize(receiveWindow),
 		grpc.StaticConnWindowSize(receiveWindow),
 		grpc.NumStreamWorkers(callWorkers),

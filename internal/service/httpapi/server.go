@@ -78,7 +78,7 @@ func Listen(opts ServerOptions) (*Server, error) {
 	if opts.Socket != "" {
 		l, err := listenUnix(opts.Socket)
 		if err != nil {
-			s.Close()
+			_ = s.Close() // the first error tells more
 			return nil, err
 		}
 		s.unix = l

@@ -76,7 +76,7 @@ func carried(c *net.TCPConn) (up, down int64) {
 	}
 	_ = raw.Control(func(fd uintptr) {
 		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
-			up, down = int64(info.Bytes_received), int64(info.Bytes_acked) //nolint:gosec // counters of one connection
+			up, down = int64(info.Bytes_received), int64(info.Bytes_acked)
 			if info.State == unix.BPF_TCP_CLOSE_WAIT {
 				up-- // the kernel counts the peer's end as a byte
 			}

@@ -322,7 +322,7 @@ func (r *Relay) Kill() {
 		r.stop = nil
 	}
 	if r.ln != nil {
-		r.ln.Close()
+		_ = r.ln.Close()
 		r.ln = nil
 	}
 }
