@@ -70,7 +70,7 @@ type GoalMember struct {
 	Gateway       string     `json:"gateway"`
 	VNetUID       string     `json:"vnetUid"`
 	Subnet        string     `json:"subnet"`
-	Address       netip.Addr `json:"address"`
+	Address       netip.Addr `json:"address"` // none: it is to be leased by DHCP
 	TunnelAddress netip.Addr `json:"tunnelAddress"`
 	Size          MemberSize `json:"size"`
 }
@@ -105,6 +105,9 @@ type ObservedMember struct {
 	// JoinTokenHash is the SHA-256 of the one-time token that the host handed to the
 	// member, hex. The token itself never leaves the host but through the member.
 	JoinTokenHash string `json:"joinTokenHash,omitempty"`
+	// Address is what the member holds by DHCP on the network of an uplink; the goal state
+	// does not have it yet, or has the same.
+	Address netip.Addr `json:"address,omitzero"`
 	// Exit says why a member that is not running ended: "exit status 1", "out of
 	// memory: the limit is 8192 MiB".
 	Exit string `json:"exit,omitempty"`

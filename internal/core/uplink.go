@@ -34,7 +34,8 @@ type AddressingMode string
 // The modes. With AddressingStatic the uplink is a router of that network with one
 // address, and the others have a route to the virtual network through it. With
 // AddressingRange a subnet is a part of that network, and the uplink answers ARP for
-// each leased address of it. AddressingDHCP is refused.
+// each leased address of it. With AddressingDHCP it does that, too, and the addresses, the
+// uplink's own among them, are leased from that network's DHCP server.
 const (
 	AddressingStatic AddressingMode = "static"
 	AddressingRange  AddressingMode = "range"
@@ -47,7 +48,18 @@ type UplinkAddressing struct {
 	Network netip.Prefix   `json:"network,omitzero"` // that the uplink is on; a TUN needs none
 	Gateway netip.Addr     `json:"gateway,omitzero"` // of that network, to prefixes outside of it
 	Address netip.Addr     `json:"address,omitzero"` // static: the uplink's own
-	Subnet  string         `json:"subnet,omitempty"` // range: inside Network
+	Subnet  string         `json:"subnet,omitempty"` // range and dhcp: inside Network
+}
+
+// LeasedElsewhere says that a subnet's addresses are leased by DHCP through uplinks, so that the
+// service does not choose them.
+func (v *VirtualNetwork) LeasedElsewhere(subnet string) bool {
+	return slices.ContainsFunc(v.Uplinks, func(u Uplink) bool { return u.LeasesFor(subnet) })
+}
+
+// LeasesFor says that the addresses of a subnet are leased by DHCP through the uplink.
+func (u Uplink) LeasesFor(subnet string) bool {
+	return u.Addressing.Mode == AddressingDHCP && u.Addressing.Subnet == subnet
 }
 
 // Source is the device of the host that the uplink stands on: "device eth1", "vlan 5 of

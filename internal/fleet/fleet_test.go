@@ -128,6 +128,7 @@ type scripted struct {
 	goals    []core.GoalState
 	present  map[string]core.GoalMember
 	injected int
+	dhcp     func(core.GoalMember) netip.Addr // leases for members that have no address
 }
 
 func (r *rig) host(name string, configure func(*scripted)) *scripted {
@@ -176,6 +177,9 @@ func (h *scripted) obey(goal core.GoalState) {
 	want := map[string]core.GoalMember{}
 	for _, m := range goal.Members {
 		want[m.ID] = m
+		if !m.Address.IsValid() {
+			continue // the report tells what the host has obtained
+		}
 		if _, ok := h.present[m.ID]; !ok {
 			h.present[m.ID] = m
 			h.injected++
@@ -204,6 +208,11 @@ func (h *scripted) obey(goal core.GoalState) {
 	}
 	if h.stale {
 		report.Members = nil
+	}
+	for _, m := range goal.Members {
+		if !m.Address.IsValid() && h.dhcp != nil {
+			report.Members = append(report.Members, core.ObservedMember{ID: m.ID, Generation: m.Generation, Present: true, Address: h.dhcp(m)})
+		}
 	}
 	_ = wire.Write(h.conn, hostapi.ToService{Report: &report})
 }

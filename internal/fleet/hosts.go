@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"net/netip"
 	"slices"
 	"strconv"
 	"sync"
@@ -319,7 +320,7 @@ func (f *Fleet) report(ctx context.Context, s *session, r core.HostReport) {
 	s.info.SeenVersion, s.info.Problems, s.info.NATGateways = r.Version, r.Problems, r.NATGateways
 	s.info.Load = r.Load
 	present := map[string]bool{}
-	hashes := map[*member]string{}
+	hashes, obtained := map[*member]string{}, map[*member]netip.Addr{}
 	for _, o := range r.Members {
 		if o.Present {
 			present[key(o.ID, o.Generation)] = true
@@ -336,6 +337,9 @@ func (f *Fleet) report(ctx context.Context, s *session, r core.HostReport) {
 			m.confirmed, m.expiryTold = f.opts.Now(), false
 		}
 		f.observe(m, o)
+		if o.Address.IsValid() && m.waits() {
+			obtained[m] = o.Address
+		}
 	}
 	var gone []*member
 	for _, m := range f.live {
@@ -348,6 +352,9 @@ func (f *Fleet) report(ctx context.Context, s *session, r core.HostReport) {
 	f.mu.Unlock()
 	for m, hash := range hashes {
 		f.storeHash(ctx, m, hash)
+	}
+	for m, a := range obtained {
+		f.adopt(ctx, m, a)
 	}
 	for _, m := range gone {
 		if err := f.confirmGone(ctx, m, end{reason: "host " + s.info.Name + " confirmed the teardown"}); err != nil && ctx.Err() == nil {

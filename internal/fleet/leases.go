@@ -38,6 +38,9 @@ func (f *Fleet) renew(ctx context.Context) {
 	due, rows := map[*member]time.Time{}, map[*member]core.Member{}
 	now := f.opts.Now()
 	for _, m := range f.live {
+		if !m.Address.IsValid() {
+			continue // there is no lease yet
+		}
 		if until := m.confirmed.Add(f.opts.LeaseTime); until.Sub(m.expires) > f.opts.LeaseTime/2 {
 			due[m], rows[m] = m.confirmed, m.Member
 		}

@@ -46,8 +46,10 @@ func (f *Fleet) storeNew(ctx context.Context, gw GatewayRef) (m *member, everyon
 			return err
 		}
 		lease := f.newLease(row)
-		if err = tx.AcquireLease(lease, row.CreatedAt); err != nil {
-			return err
+		if row.Address.IsValid() {
+			if err = tx.AcquireLease(lease, row.CreatedAt); err != nil {
+				return err
+			}
 		}
 		m = &member{Member: row, since: row.CreatedAt, leasedAt: row.CreatedAt, expires: lease.ExpiresAt}
 		f.mu.Lock()
@@ -63,7 +65,7 @@ func (f *Fleet) storeNew(ctx context.Context, gw GatewayRef) (m *member, everyon
 	if err != nil {
 		f.discharge(m)
 	} else {
-		f.settle(m, fmt.Sprintf("on host %s with address %s", m.Host, m.Address))
+		f.settle(m, placedWhere(m.Member))
 	}
 	return m, everyone, err
 }
@@ -83,7 +85,7 @@ func (f *Fleet) plan(tx store.Tx, s *spaces, gw GatewayRef) (core.Member, error)
 	if err != nil {
 		return none, err
 	}
-	host, tunnel, err := f.chooseHost(s, gw, vnet.Spec.(*core.VirtualNetwork))
+	host, tunnel, err := f.chooseHost(s, gw, vnet.Spec.(*core.VirtualNetwork), spec.Subnet)
 	if err != nil {
 		return none, err
 	}
@@ -136,6 +138,9 @@ func (f *Fleet) remove(ctx context.Context, m *member, reason string) error {
 	var version int64
 	var everyone bool
 	err := f.opts.Store.Write(ctx, func(tx store.Tx) (err error) {
+		if have, err := tx.GetMember(row.ID); err == nil {
+			row.Address = have.Address // it may have been adopted a moment ago
+		}
 		if err = tx.PutMember(row); err != nil {
 			return err
 		}
@@ -188,7 +193,7 @@ func (f *Fleet) confirmGone(ctx context.Context, m *member, how end) error {
 			return err
 		}
 		s.ended(row, reusableAt)
-		if how.record == nil {
+		if how.record == nil || !row.Address.IsValid() {
 			return nil
 		}
 		return how.record(tx, lease)
@@ -308,7 +313,7 @@ func (f *Fleet) current(row core.Member) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	m := f.live[row.ID]
-	return m != nil && m.State == row.State && m.condemned == ""
+	return m != nil && m.State == row.State && m.Address == row.Address && m.condemned == ""
 }
 
 // sweep condemns members whose gateway does not exist any more: a wake may have placed

@@ -103,8 +103,10 @@ func (s *spaces) subnet(tx store.Tx, vnet core.Stored, prefix netip.Prefix) (*sp
 func (s *spaces) take(m core.Member, of *space) {
 	s.changed = true
 	s.tunnel(m.Host).Take(m.TunnelAddress)
-	of.pool.Take(m.Address)
-	of.last = m.Address
+	if m.Address.IsValid() {
+		of.pool.Take(m.Address)
+		of.last = m.Address
+	}
 }
 
 // ended gives back what a member had: its tunnel address at once, the leased one later.
@@ -112,15 +114,15 @@ func (s *spaces) ended(m core.Member, reusableAt time.Time) {
 	s.changed = true
 	s.tunnel(m.Host).Release(m.TunnelAddress)
 	for key, sp := range s.subnets {
-		if key.vnetUID == m.VNetUID {
+		if key.vnetUID == m.VNetUID && m.Address.IsValid() {
 			sp.pool.Rest(m.Address, reusableAt)
 		}
 	}
 }
 
 // chooseHost chooses a host for a new member, and its end of the tunnel there.
-func (f *Fleet) chooseHost(s *spaces, gw GatewayRef, vnet *core.VirtualNetwork) (string, netip.Addr, error) {
-	hosts, err := placement.UplinkHosts(vnet, f.Hosts())
+func (f *Fleet) chooseHost(s *spaces, gw GatewayRef, vnet *core.VirtualNetwork, subnet string) (string, netip.Addr, error) {
+	hosts, err := placement.UplinkHosts(vnet, subnet, f.Hosts())
 	if err != nil {
 		return "", netip.Addr{}, err
 	}
@@ -151,8 +153,12 @@ func (f *Fleet) occupancy(s *spaces, host, gatewayUID string) placement.Occupanc
 	return out
 }
 
-// chooseAddress chooses an address for a new member of a gateway.
+// chooseAddress chooses an address for a new member of a gateway: none where hosts lease
+// them by DHCP.
 func (f *Fleet) chooseAddress(tx store.Tx, s *spaces, vnet core.Stored, gw *core.Gateway) (netip.Addr, *space, error) {
+	if vnet.Spec.(*core.VirtualNetwork).LeasedElsewhere(gw.Subnet) {
+		return netip.Addr{}, nil, nil
+	}
 	for _, sub := range vnet.Spec.(*core.VirtualNetwork).Subnets {
 		if sub.Name != gw.Subnet {
 			continue

@@ -70,7 +70,9 @@ type Host struct {
 	acted    int64
 	boxes    map[string]*box // by sandbox ID
 	ports    map[hostnet.PortKey]string
-	going    map[hostnet.PortKey]bool // taken out of the network, perhaps not gone yet
+	going    map[hostnet.PortKey]bool       // taken out of the network, perhaps not gone yet
+	leased   map[hostnet.PortKey]netip.Addr // by DHCP; invalid for those that wait
+	lost     map[hostnet.PortKey]string     // members that have no address any more, and why
 	problems []string
 	nats     []core.NATGatewayReport
 	known    bool // boxes were read from the runtime at least once
@@ -113,7 +115,7 @@ func New(opts Options) *Host {
 	return &Host{
 		opts: opts, log: opts.Logger,
 		kick: make(chan struct{}, 1), say: make(chan struct{}, 1), look: make(chan struct{}, 1), fill: make(chan struct{}, 1), pool: newPool(opts),
-		boxes: map[string]*box{}, going: map[hostnet.PortKey]bool{}, stale: true,
+		boxes: map[string]*box{}, going: map[hostnet.PortKey]bool{}, lost: map[hostnet.PortKey]string{}, stale: true,
 	}
 }
 
@@ -138,6 +140,7 @@ func (h *Host) Run(ctx context.Context) error {
 	wg.Go(func() { h.watchExits(ctx) })
 	wg.Go(func() { h.meterNATs(ctx) })
 	wg.Go(func() { h.fillPool(ctx) })
+	wg.Go(func() { h.watchNetwork(ctx) })
 	h.reconcileLoop(ctx)
 	cancel(nil)
 	listener.Close()

@@ -133,5 +133,6 @@ func (h *Host) report() core.HostReport {
 			}
 		}
 	}
+	h.observeLeases(&r)
 	return r
 }

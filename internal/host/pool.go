@@ -112,7 +112,7 @@ func (h *Host) promise(ctx context.Context, want map[string]core.GoalMember) map
 	for id, m := range want {
 		k := portOf(m).Key()
 		wanted[k] = true
-		if _, has := h.ports[k]; has || h.boxes[id] != nil || p.promised[k] != "" || len(p.waiting) == 0 {
+		if _, has := h.ports[k]; has || h.boxes[id] != nil || p.promised[k] != "" || len(p.waiting) == 0 || !m.Address.IsValid() {
 			continue
 		}
 		p.promised[k] = p.waiting[0]

@@ -65,7 +65,7 @@ func (h *Host) reconcile(ctx context.Context) {
 		return // nothing is known to be unwanted
 	}
 	want := map[string]core.GoalMember{}
-	for _, m := range goal.Members {
+	for _, m := range h.withAddress(goal) {
 		want[sandboxID(m.ID, m.Generation)] = m
 	}
 	h.stopUnwanted(ctx, want)
@@ -172,7 +172,7 @@ func (h *Host) stopBox(ctx context.Context, b *box) {
 // that have not stopped yet.
 func (h *Host) config(ctx context.Context, goal *core.GoalState, want map[string]core.GoalMember) hostnet.Config {
 	cfg := hostnet.Config{VNets: goal.VNets}
-	for _, m := range goal.Members {
+	for _, m := range h.withAddress(goal) {
 		cfg.Ports = append(cfg.Ports, portOf(m))
 	}
 	h.mu.Lock()
@@ -228,6 +228,7 @@ func (h *Host) takeStatus(goal *core.GoalState, status hostnet.Status, err error
 		poke(h.look)
 	}
 	h.problems, h.ports, h.acted = problems, status.Ports, goal.Version
+	h.takeLeases(goal, status.Leased)
 	tunnels := map[netip.Addr]bool{}
 	for _, m := range goal.Members {
 		tunnels[m.TunnelAddress] = true

@@ -26,7 +26,8 @@ type Config struct {
 
 // Port is a member's place in the networks: a network namespace with eth0 (the
 // leased address, in its VNet) and tun0 (link-local, to the host's relay). All
-// names derive from Member and Generation.
+// names derive from Member and Generation. Without an address nothing is made: one is
+// leased by DHCP on the network of the uplink that leases those of its subnet.
 type Port struct {
 	Member        string
 	Generation    int64
@@ -49,9 +50,19 @@ type PortKey struct {
 type Status struct {
 	// Ports that exist and are complete, with the path of their network namespace.
 	Ports map[PortKey]string
+	// Leased tells what the ports hold, or can't have, by DHCP. A port that is not wanted
+	// any more is in it until its lease is released.
+	Leased map[PortKey]Leased
 	// Problems names each object that could not be made as described, and why; one
 	// object's trouble does not stop the others.
 	Problems []Problem
+}
+
+// Leased is what a port holds by DHCP. Without both it waits.
+type Leased struct {
+	Address netip.Addr
+	// Lost says why the port can't have an address, or may use that one no longer.
+	Lost string
 }
 
 // Problem is one thing that could not be made true.
@@ -83,6 +94,12 @@ type Preparer interface {
 	// Discard removes a prepared namespace. One that a port took, or that does not exist, is
 	// left alone.
 	Discard(name string) error
+}
+
+// Watcher is an optional ability of a Network: to tell that the next Set has something new
+// to say, although nothing else is wanted.
+type Watcher interface {
+	Changes() <-chan struct{}
 }
 
 // Network makes the machine's networking equal to a Config. Its methods may be

@@ -35,7 +35,7 @@ func resolveGroups(v *core.GoalVNet, set []core.Stored, members []core.Member) {
 		}
 	}
 	for _, m := range members {
-		if m.VNetUID == v.UID && Runs(m.State) && gateways[m.Gateway] != nil {
+		if m.VNetUID == v.UID && Runs(m.State) && m.Address.IsValid() && gateways[m.Gateway] != nil {
 			AddMember(v, gateways[m.Gateway], m.Address)
 		}
 	}

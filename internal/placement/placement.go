@@ -34,6 +34,12 @@ func ChooseAddress(subnet core.Subnet, pool *Pool, after netip.Addr, now time.Ti
 	return netip.Addr{}, errs.New(errs.Exhausted, "%s", message).WithHint("%s", hint)
 }
 
+// Usable says that a member can have an address of a subnet.
+func Usable(subnet netip.Prefix, a netip.Addr) bool {
+	first, last := usable(subnet)
+	return !a.Less(first) && !last.Less(a)
+}
+
 // FirstAddress returns the first address of a subnet that can be leased.
 func FirstAddress(subnet netip.Prefix) netip.Addr {
 	first, _ := usable(subnet)

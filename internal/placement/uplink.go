@@ -28,13 +28,18 @@ func uplinksHere(v core.GoalVNet, host string) core.GoalVNet {
 // UplinkHosts leaves of the hosts those from which members of a network reach all that it
 // is joined to: with uplinks, the connected hosts that have the most of them. If no host with an
 // uplink is connected, that is an error, because elsewhere its prefixes can't be reached.
-func UplinkHosts(v *core.VirtualNetwork, hosts []core.Host) ([]core.Host, error) {
+// Of a subnet whose addresses are leased by DHCP, only the uplinks that lease them count.
+func UplinkHosts(v *core.VirtualNetwork, subnet string, hosts []core.Host) ([]core.Host, error) {
 	if len(v.Uplinks) == 0 {
 		return hosts, nil
 	}
 	count := map[string]int{}
+	var names []string
 	for _, u := range v.Uplinks {
-		count[u.Host]++
+		if !v.LeasedElsewhere(subnet) || u.LeasesFor(subnet) {
+			count[u.Host]++
+			names = append(names, u.Host)
+		}
 	}
 	var best []core.Host
 	for _, h := range hosts {
@@ -48,10 +53,6 @@ func UplinkHosts(v *core.VirtualNetwork, hosts []core.Host) ([]core.Host, error)
 	}
 	if len(best) > 0 {
 		return best, nil
-	}
-	var names []string
-	for _, u := range v.Uplinks {
-		names = append(names, u.Host)
 	}
 	slices.Sort(names)
 	all := strings.Join(slices.Compact(names), ", ")

@@ -30,7 +30,7 @@ func TestUplinkHosts(t *testing.T) {
 			for _, h := range c.uplinks {
 				v.Uplinks = append(v.Uplinks, core.Uplink{Name: "u", Host: h})
 			}
-			got, err := UplinkHosts(v, all)
+			got, err := UplinkHosts(v, "gateways", all)
 			var names []string
 			for _, h := range got {
 				names = append(names, h.Name)
@@ -42,6 +42,20 @@ func TestUplinkHosts(t *testing.T) {
 				t.Errorf("the error is %v", err)
 			}
 		})
+	}
+}
+
+func TestUplinkHostsOfASubnetByDHCP(t *testing.T) {
+	dhcp := core.UplinkAddressing{Mode: core.AddressingDHCP, Subnet: "gateways"}
+	v := &core.VirtualNetwork{Name: "plant", Uplinks: []core.Uplink{{Name: "x", Host: "a"}, {Name: "y", Host: "a"}, {Name: "z", Host: "b", Addressing: dhcp}}}
+	all := []core.Host{{Name: "a", Connected: true}, {Name: "b", Connected: true}}
+	for subnet, want := range map[string]string{"gateways": "b", "others": "a"} {
+		if got, err := UplinkHosts(v, subnet, all); err != nil || len(got) != 1 || got[0].Name != want {
+			t.Errorf("for subnet %s: %v, %v; want %s", subnet, got, err, want)
+		}
+	}
+	if _, err := UplinkHosts(v, "gateways", all[:1]); errs.ClassOf(err) != errs.Unavailable || !strings.Contains(err.Error(), "they are on b") {
+		t.Errorf("without that host: %v", err)
 	}
 }
 

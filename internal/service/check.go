@@ -155,7 +155,7 @@ func (s *Service) networkOf(ctx context.Context, t core.TenantID, gateway string
 // on no host yet.
 func (s *Service) anyMember(gatewayUID string, t core.TenantID, v core.GoalVNet, subnet string) core.Member {
 	for _, m := range s.opts.Fleet.Members(t) {
-		if m.GatewayUID == gatewayUID {
+		if m.GatewayUID == gatewayUID && m.Address.IsValid() {
 			return m
 		}
 	}

@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"net/netip"
 	"time"
 
 	"github.com/sluice-gateway/sluice/internal/core"
@@ -212,7 +213,7 @@ func (s *Service) gatewayStatus(r core.Stored, base ResourceStatus, history []co
 			continue
 		}
 		out.Members = append(out.Members, MemberStatus{
-			ID: m.ID, State: m.State, Address: m.Address.String(), Host: m.Host, InFlight: inflight[m.ID], Reason: m.Reason,
+			ID: m.ID, State: m.State, Address: addressText(m.Address), Host: m.Host, InFlight: inflight[m.ID], Reason: m.Reason,
 		})
 	}
 	return out
@@ -234,4 +235,12 @@ func vnetStatus(v *core.VirtualNetwork, base ResourceStatus, holds []Link, peeri
 		out.Subnets = append(out.Subnets, subnetStatus(v, sub, holds))
 	}
 	return out
+}
+
+// addressText is empty for a member that waits for an address.
+func addressText(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
 }

@@ -137,12 +137,7 @@ func (c *checker) farPrefix(field string, v *core.VirtualNetwork, p netip.Prefix
 
 func (c *checker) addressing(field string, v *core.VirtualNetwork, u core.Uplink) {
 	a := u.Addressing
-	if a.Mode == core.AddressingDHCP {
-		c.bad(field+".mode", "dhcp is not possible: the service leases the addresses, before a host is asked").
-			WithHint("use range, with a part of the network that its DHCP server leaves out")
-		return
-	}
-	oneOf(c, field+".mode", a.Mode, core.AddressingStatic, core.AddressingRange)
+	oneOf(c, field+".mode", a.Mode, core.AddressingStatic, core.AddressingRange, core.AddressingDHCP)
 	onNetwork := a.Network.IsValid() && c.farPrefix(field+".network", v, a.Network)
 	if u.TUN != "" {
 		c.tunAddressing(field, a)
@@ -155,14 +150,14 @@ func (c *checker) addressing(field string, v *core.VirtualNetwork, u core.Uplink
 	switch a.Mode {
 	case core.AddressingStatic:
 		c.staticAddressing(field, v, u, onNetwork)
-	case core.AddressingRange:
+	case core.AddressingRange, core.AddressingDHCP:
 		c.rangeAddressing(field, v, u, onNetwork)
 	}
 }
 
 func (c *checker) tunAddressing(field string, a core.UplinkAddressing) {
-	if a.Mode == core.AddressingRange {
-		c.bad(field+".mode", "range needs ARP, which a TUN has not").WithHint("use static: the VPN's other end has a route to the address space")
+	if a.Mode == core.AddressingRange || a.Mode == core.AddressingDHCP {
+		c.bad(field+".mode", "%s needs ARP, which a TUN has not", a.Mode).WithHint("use static: the VPN's other end has a route to the address space")
 	}
 	if a.Gateway.IsValid() {
 		c.bad(field+".gateway", "a TUN has one other end, and needs no gateway").WithHint("leave it out")
@@ -206,7 +201,7 @@ func (c *checker) onUplinkNetwork(field string, v *core.VirtualNetwork, u core.U
 func (c *checker) staticAddressing(field string, v *core.VirtualNetwork, u core.Uplink, onNetwork bool) {
 	a := u.Addressing
 	if a.Subnet != "" {
-		c.bad(field+".subnet", "belongs to the mode range")
+		c.bad(field+".subnet", "belongs to the modes range and dhcp")
 	}
 	switch {
 	case a.Address.IsValid():
@@ -222,7 +217,7 @@ func (c *checker) staticAddressing(field string, v *core.VirtualNetwork, u core.
 func (c *checker) rangeAddressing(field string, v *core.VirtualNetwork, u core.Uplink, onNetwork bool) {
 	a := u.Addressing
 	if a.Address.IsValid() {
-		c.bad(field+".address", "belongs to the mode static: with range it is the second address of the subnet")
+		c.bad(field+".address", "belongs to the mode static: with range it is the second address of the subnet, with dhcp it is leased")
 	}
 	s, ok := c.subnet(v.Name, a.Subnet)
 	switch {
@@ -233,5 +228,20 @@ func (c *checker) rangeAddressing(field string, v *core.VirtualNetwork, u core.U
 	case onNetwork && s.Prefix.IsValid() && (!contains(a.Network, s.Prefix) || a.Network == s.Prefix):
 		c.bad(field+".subnet", "%s of subnet %q is not a part of the network %s", s.Prefix, s.Name, a.Network).
 			WithHint("give the subnet a part of %s that nothing else hands out", a.Network)
+	case a.Mode == core.AddressingDHCP:
+		c.dhcpAddressing(field, v, s)
+	}
+}
+
+// dhcpAddressing refuses a subnet whose addresses could not all be leased by DHCP.
+func (c *checker) dhcpAddressing(field string, v *core.VirtualNetwork, s core.Subnet) {
+	if s.Delegation != core.DelegationGateways {
+		c.bad(field+".subnet", "subnet %q is not delegated to %s: only members lease addresses by DHCP", s.Name, core.DelegationGateways)
+	}
+	for i, other := range v.Uplinks {
+		if other.Addressing.Mode == core.AddressingRange && other.Addressing.Subnet == s.Name {
+			c.bad(field+".mode", "%s hands out subnet %q as a range", at("uplinks", i), s.Name).
+				WithHint("the addresses of one subnet are all leased by DHCP, or none of them")
+		}
 	}
 }

@@ -47,6 +47,17 @@ func leasing(subnet string, change func(*core.Uplink)) func(*world) {
 	}
 }
 
+// dhcpLeasing leases the subnet's addresses by DHCP.
+func dhcpLeasing(change func(*core.VirtualNetwork)) func(*world) {
+	return func(w *world) {
+		leasing("192.168.10.128/26", func(u *core.Uplink) { u.Addressing.Mode = core.AddressingDHCP })(w)
+		w.vnet.Subnets[len(w.vnet.Subnets)-1].Delegation = core.DelegationGateways
+		if change != nil {
+			change(w.vnet)
+		}
+	}
+}
+
 func TestUplinks(t *testing.T) {
 	const at = "VirtualNetwork/corp uplinks[0]"
 	vlan := func(parent string, id int) func(*core.Uplink) {
@@ -66,9 +77,23 @@ func TestUplinks(t *testing.T) {
 		"two devices": {spoilt(func(u *core.Uplink) { u.Bridge = "br0" }), at + ": needs one of device, vlan, bridge and tun, not 2"},
 		"no name of a device": {spoilt(func(u *core.Uplink) { u.Device = "eth1/../x" }),
 			at + `.device: "eth1/../x" is not the name of a network device: up to 15 characters, no space, slash or colon`},
-		"DHCP": {spoilt(func(u *core.Uplink) { u.Addressing.Mode = core.AddressingDHCP }),
-			at + ".addressing.mode: dhcp is not possible: the service leases the addresses, before a host is asked"},
-		"no mode": {spoilt(func(u *core.Uplink) { u.Addressing.Mode = "" }), at + ".addressing.mode: is missing: one of static, range"},
+		"DHCP": {dhcpLeasing(nil), ""},
+		"DHCP without a subnet": {spoilt(func(u *core.Uplink) { u.Addressing.Mode, u.Addressing.Address = core.AddressingDHCP, netip.Addr{} }),
+			at + ".addressing.subnet: is missing: the subnet whose addresses are handed out of the network"},
+		"DHCP of a subnet that is not delegated": {leasing("192.168.10.128/26", func(u *core.Uplink) { u.Addressing.Mode = core.AddressingDHCP }),
+			at + `.addressing.subnet: subnet "lan" is not delegated to sluice/gateways: only members lease addresses by DHCP`},
+		"DHCP with an address": {dhcpLeasing(func(v *core.VirtualNetwork) { v.Uplinks[0].Addressing.Address = netip.MustParseAddr("192.168.10.20") }),
+			at + ".addressing.address: belongs to the mode static: with range it is the second address of the subnet, with dhcp it is leased"},
+		"DHCP and range for one subnet": {dhcpLeasing(func(v *core.VirtualNetwork) {
+			other := v.Uplinks[0]
+			other.Name, other.Host, other.Addressing.Mode = "b", "vm-2", core.AddressingRange
+			v.Uplinks = append(v.Uplinks, other)
+		}), at + `.addressing.mode: uplinks[1] hands out subnet "lan" as a range`},
+		"DHCP on a TUN": {dhcpLeasing(func(v *core.VirtualNetwork) {
+			u := &v.Uplinks[0]
+			u.Device, u.TUN, u.Addressing.Gateway = "", "wg0", netip.Addr{}
+		}), at + ".addressing.mode: dhcp needs ARP, which a TUN has not"},
+		"no mode": {spoilt(func(u *core.Uplink) { u.Addressing.Mode = "" }), at + ".addressing.mode: is missing: one of static, range, dhcp"},
 		"everything": {spoilt(func(u *core.Uplink) { u.Prefixes = prefixes("0.0.0.0/0") }),
 			at + ".prefixes[0]: 0.0.0.0/0 is everything, and so would be the tag VirtualNetwork"},
 		"inside the address space": {spoilt(func(u *core.Uplink) { u.Prefixes = prefixes("10.20.9.0/24") }),

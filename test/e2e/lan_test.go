@@ -25,6 +25,7 @@ type far struct {
 	id     string // for the names of what stands beside it
 	server string // its address
 	pg     *testpg.Server
+	dhcp   *exec.Cmd
 }
 
 func newFar(t *testing.T, address string) *far {
@@ -59,6 +60,32 @@ func newFarOnTheHost(t *testing.T) *far {
 		t.Fatal(err)
 	}
 	return f
+}
+
+// serveDHCP leases a range of the machine's network to others, until the test or endDHCP
+// ends it, and returns what tells the leases.
+func (f *far) serveDHCP(t *testing.T, from, to string) func() string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "leases")
+	f.dhcp = exec.Command("ip", "netns", "exec", f.ns, "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--user=root",
+		"--interface="+f.dev, "--bind-interfaces", "--no-ping", "--dhcp-authoritative", "--log-facility=-", "--pid-file=",
+		"--dhcp-leasefile="+file, fmt.Sprintf("--dhcp-range=%s,%s,255.255.255.0,1h", from, to))
+	if err := f.dhcp.Start(); err != nil {
+		t.Fatalf("dnsmasq (apt-get install dnsmasq-base): %v", err)
+	}
+	t.Cleanup(f.endDHCP)
+	return func() string {
+		b, err := os.ReadFile(file)
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+}
+
+func (f *far) endDHCP() {
+	_ = f.dhcp.Process.Kill()
+	_ = f.dhcp.Wait()
 }
 
 // source is the data source that the machine's server is.

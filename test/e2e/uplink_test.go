@@ -157,3 +157,38 @@ func vnetSpace(t *testing.T, s *stack.Stack) string {
 	t.Fatalf("no virtual network of %s among\n%s", s.Instance(), out)
 	return ""
 }
+
+// TestByDHCP queries as an address that the network's own DHCP server leases: the member
+// has it while it runs, past a crash, and gives it back with the confirmed teardown.
+func TestByDHCP(t *testing.T) {
+	t.Parallel()
+	f := newFar(t, lanServer+"/24")
+	leases := f.serveDHCP(t, "192.168.10.120", "192.168.10.160")
+	dev, uplink := standing["a bridge"](t, f)
+	s := stack.New(t)
+	s.Up()
+	s.Apply(plant(strings.Replace(uplink, "mode: range", "mode: dhcp", 1)) + f.source("plant", lanServer))
+	member, r := ask(s, "plant", "select host(inet_client_addr())")
+	if r.Exit != 0 || holder(t, s).String() != member || !strings.Contains(leases(), " "+member+" ") {
+		t.Fatalf("the query came from %q, the member's address is %s; the server has leased\n%s%s", member, holder(t, s), leases(), r.Err)
+	}
+	wantProxyARP(t, s, f, holder(t, s))
+	if status := s.Must("host", "status", "--run-dir", s.Run); !strings.Contains(status, "DHCP lease") {
+		t.Errorf("the host's status shows no lease:\n%s", status)
+	}
+	if table := s.Must("get", "leases"); !strings.Contains(table, member) {
+		t.Errorf("the service has no lease of %s:\n%s", member, table)
+	}
+
+	s.Stop("up", syscall.SIGKILL)
+	s.Up()
+	wantAnswer(t, s, "plant", "select host(inet_client_addr())", member)
+	s.Must("gateway", "pause", gateway)
+	if left := leases(); strings.Contains(left, " "+member+" ") {
+		t.Errorf("the pause is over, and the server has leased still\n%s", left)
+	}
+
+	f.endDHCP()
+	_, r = ask(s, "plant", "select 1")
+	wantFailure(t, r, 1, "wake", "uplink lan (bridge "+dev+"), subnet gateways: no DHCP server answered (for ")
+}

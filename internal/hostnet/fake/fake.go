@@ -29,11 +29,12 @@ type Machine struct {
 	up    bool                // some Network was up since the last CleanUp
 	fail  map[string]error
 	sets  int
+	dhcp  map[hostnet.PortKey]hostnet.Leased
 }
 
 // NewMachine returns a machine with nothing on it.
 func NewMachine() *Machine {
-	m := &Machine{fail: map[string]error{}}
+	m := &Machine{fail: map[string]error{}, dhcp: map[hostnet.PortKey]hostnet.Leased{}}
 	m.clear()
 	return m
 }
@@ -50,6 +51,15 @@ func (m *Machine) Fail(object string, err error) {
 	defer m.mu.Unlock()
 	if m.fail[object] = err; err == nil {
 		delete(m.fail, object)
+	}
+}
+
+// Lease says what a port holds by DHCP from the next Set on; nil for nothing any more.
+func (m *Machine) Lease(k hostnet.PortKey, l *hostnet.Leased) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if delete(m.dhcp, k); l != nil {
+		m.dhcp[k] = *l
 	}
 }
 
@@ -177,7 +187,7 @@ func (m *Machine) set(cfg hostnet.Config, by *Network) hostnet.Status {
 	defer m.mu.Unlock()
 	maps.DeleteFunc(m.blank, func(_ string, n *Network) bool { return n != by })
 	m.sets++
-	s := hostnet.Status{Ports: map[hostnet.PortKey]string{}}
+	s := hostnet.Status{Ports: map[hostnet.PortKey]string{}, Leased: maps.Clone(m.dhcp)}
 	refuse := func(object string, err error) {
 		s.Problems = append(s.Problems, hostnet.Problem{Object: object, Err: err})
 	}
@@ -191,6 +201,9 @@ func (m *Machine) set(cfg hostnet.Config, by *Network) hostnet.Status {
 	}
 	ports, taken := map[hostnet.PortKey]hostnet.Port{}, map[string]string{}
 	for _, p := range cfg.Ports {
+		if !p.Address.IsValid() {
+			continue // it waits for one
+		}
 		if err := m.check(p, vnets, taken); err != nil {
 			refuse("member "+p.Member, err)
 			continue

@@ -59,6 +59,8 @@ type Options struct {
 	// Splicer joins the connections of private endpoints to their targets, and keeps them
 	// when the Network is closed. Default: one of its own, which ends with it.
 	Splicer *splice.Splicer
+	// DHCPGiveUp is for how long a member waits for an address by DHCP. Default 20 s.
+	DHCPGiveUp time.Duration
 	// Logger gets one line per change of state. Default: none.
 	Logger *slog.Logger
 }
@@ -79,6 +81,9 @@ type Network struct {
 	reaper   *reaper
 	prepared prepared
 
+	changes   chan struct{} // capacity 1: a lease came or went
+	leaseFile sync.Mutex
+
 	meters sync.Mutex // one report of the NAT gateways at a time
 	alarms natAlarms
 
@@ -90,6 +95,7 @@ type Network struct {
 var (
 	_ hostnet.Network  = (*Network)(nil)
 	_ hostnet.Preparer = (*Network)(nil)
+	_ hostnet.Watcher  = (*Network)(nil)
 )
 
 var instanceForm = regexp.MustCompile(`^[0-9a-f]{1,8}$`)
@@ -121,7 +127,18 @@ func New(o Options) (*Network, error) {
 		own: own, opts: o, names: names{o.Instance}, log: o.Logger,
 		mem:   memory{filepath.Join(o.StateDir, "sysctl-"+o.Instance+".json")},
 		vnets: map[string]*vnet{}, prepared: prepared{spaces: map[string]*space{}}, alarms: natAlarms{}, reaper: newReaper(), ctx: ctx, cancel: cancel,
+		changes: make(chan struct{}, 1),
 	}, nil
+}
+
+// Changes implements hostnet.Watcher.
+func (n *Network) Changes() <-chan struct{} { return n.changes }
+
+func (n *Network) poke() {
+	select {
+	case n.changes <- struct{}{}:
+	default:
+	}
 }
 
 // Up implements hostnet.Network.

@@ -22,6 +22,7 @@ type round struct {
 	goals    map[string]core.GoalVNet // by UID
 	ports    map[string]map[hostnet.PortKey]hostnet.Port
 	prepared map[hostnet.PortKey]string
+	requests map[string]map[hostnet.PortKey]hostnet.Port // ports without an address
 	problems []hostnet.Problem
 }
 
@@ -64,7 +65,10 @@ func (n *Network) Set(ctx context.Context, cfg hostnet.Config) (hostnet.Status, 
 
 // sort checks what would make two objects one, and refuses the later.
 func (n *Network) sort(cfg hostnet.Config) *round {
-	r := &round{goals: map[string]core.GoalVNet{}, ports: map[string]map[hostnet.PortKey]hostnet.Port{}, prepared: cfg.Prepared}
+	r := &round{
+		goals: map[string]core.GoalVNet{}, ports: map[string]map[hostnet.PortKey]hostnet.Port{},
+		requests: map[string]map[hostnet.PortKey]hostnet.Port{}, prepared: cfg.Prepared,
+	}
 	names := map[string]string{}
 	for _, g := range cfg.VNets {
 		name := n.names.vnet(g.UID)
@@ -81,10 +85,14 @@ func (n *Network) sort(cfg hostnet.Config) *round {
 			continue
 		}
 		tunnels[p.TunnelAddress] = p.Member
-		if r.ports[p.VNetUID] == nil {
-			r.ports[p.VNetUID] = map[hostnet.PortKey]hostnet.Port{}
+		into := r.ports
+		if !p.Address.IsValid() {
+			into = r.requests
 		}
-		r.ports[p.VNetUID][p.Key()] = p
+		if into[p.VNetUID] == nil {
+			into[p.VNetUID] = map[hostnet.PortKey]hostnet.Port{}
+		}
+		into[p.VNetUID][p.Key()] = p
 	}
 	return r
 }
@@ -101,6 +109,12 @@ func (r *round) checkPort(p hostnet.Port, tunnels map[netip.Addr]string) error {
 	s, ok := subnetOf(goal, p.Subnet)
 	if !ok {
 		return errs.New(errs.NotFound, "the virtual network %s has no subnet %q", goal.Name, p.Subnet)
+	}
+	if !p.Address.IsValid() {
+		if _, ok := dhcpUplink(goal, s.Name); !ok {
+			return errs.New(errs.NotFound, "it has no address, and no uplink of this host leases those of subnet %s", s.Name)
+		}
+		return nil
 	}
 	if !s.Prefix.Contains(p.Address) {
 		return errs.New(errs.Invalid, "the address %s is not in subnet %s (%s)", p.Address, s.Name, s.Prefix)
@@ -141,6 +155,7 @@ func (n *Network) dropUnwanted(r *round) {
 			v = n.newVNet()
 			n.vnets[uid] = v
 		}
+		v.requests = r.requests[uid]
 		for k, p := range r.ports[uid] {
 			if v.ports[k] == nil {
 				v.ports[k] = &port{spec: p}
@@ -275,10 +290,11 @@ func (n *Network) leaving(name string) bool {
 }
 
 func (n *Network) status(r *round) hostnet.Status {
-	s := hostnet.Status{Ports: map[hostnet.PortKey]string{}, Problems: r.problems}
+	s := hostnet.Status{Ports: map[hostnet.PortKey]string{}, Leased: map[hostnet.PortKey]hostnet.Leased{}, Problems: r.problems}
 	for _, uid := range sortedKeys(n.vnets) {
 		v := n.vnets[uid]
 		s.Problems = append(s.Problems, v.problems...)
+		v.leases(&s)
 		for k, p := range v.ports {
 			switch {
 			case p.ready:

@@ -24,8 +24,11 @@ import (
 type uplink struct {
 	goal    core.Uplink
 	proxies []netip.Addr // leases that it answers ARP for
+	own     netip.Addr   // what V asks and answers ARP as
 	ready   bool
 	checked time.Time
+	leasing *leasing    // with AddressingDHCP
+	leased  core.Uplink // what leasing was made for
 }
 
 // uplinkLink names an uplink's interface in V, within the kernel's 15 characters.
@@ -42,7 +45,7 @@ func (n names) bridgePort(uid, name string) string {
 }
 
 func (n *Network) recordOf(v core.GoalVNet, u core.Uplink) uplinkRecord {
-	return uplinkRecord{VNetUID: v.UID, VNet: v.Name, Uplink: u.Name, Source: u.Source(), Link: n.names.uplinkLink(v.UID, u.Name)}
+	return uplinkRecord{VNetUID: v.UID, VNet: v.Name, Uplink: u.Name, Source: u.Source(), Link: n.names.uplinkLink(v.UID, u.Name), Network: u.Addressing.Network}
 }
 
 func (r uplinkRecord) why() string {
@@ -75,7 +78,9 @@ func (v *vnet) setUplinks(ctx context.Context) {
 			v.uplinks[g.Name] = u
 		}
 		proxies := v.leasesOn(g.Uplink)
-		if u.ready && !v.n.due(u.checked) && sameUplink(u.goal, g.Uplink) && slices.Equal(u.proxies, proxies) {
+		own, _ := u.ownLease()
+		if u.ready && !v.n.due(u.checked) && sameUplink(u.goal, g.Uplink) && slices.Equal(u.proxies, proxies) && (u.leasing == nil || own == u.own) {
+			v.askLeases(u)
 			continue
 		}
 		u.goal, u.proxies = g.Uplink, proxies
@@ -86,8 +91,9 @@ func (v *vnet) setUplinks(ctx context.Context) {
 			v.problem(v.object(), uplinkError(g.Uplink, err))
 		}
 	}
-	for name := range v.uplinks {
+	for name, u := range v.uplinks {
 		if !wanted[name] {
+			u.unlease()
 			delete(v.uplinks, name) // returnUplinks has given it back
 		}
 	}
@@ -108,8 +114,12 @@ func uplinkError(u core.Uplink, err error) error {
 // leasesOn lists the leased addresses that are a part of the uplink's network.
 func (v *vnet) leasesOn(u core.Uplink) []netip.Addr {
 	var out []netip.Addr
+	leased := v.uplinks[u.Name].heldLeases()
 	for _, p := range v.ports {
-		if u.Addressing.Mode == core.AddressingRange && p.spec.Subnet == u.Addressing.Subnet && p.bound {
+		if p.spec.Subnet != u.Addressing.Subnet || !p.bound {
+			continue
+		}
+		if u.Addressing.Mode == core.AddressingRange || u.Addressing.Mode == core.AddressingDHCP && leased[p.spec.Address] {
 			out = append(out, p.spec.Address)
 		}
 	}
@@ -130,10 +140,20 @@ func (n *Network) ensureUplink(ctx context.Context, v *vnet, u *uplink) error {
 	if err := v.at.nl.LinkSetUp(link); err != nil {
 		return fmt.Errorf("bringing it up: %w", err)
 	}
-	if err := v.at.assert(newLinks(link), v.uplinkState(u.goal)); err != nil {
+	if err := v.lease(u, link); err != nil {
 		return err
 	}
-	return v.at.answerFor(link, u.proxies)
+	var why string
+	if u.own = v.uplinkAddress(u.goal); u.leasing != nil {
+		u.own, why = u.ownLease()
+	}
+	if err := v.at.assert(newLinks(link), v.uplinkState(u)); err != nil {
+		return err
+	}
+	if err := v.at.answerFor(link, u.proxies); err != nil || u.leasing == nil || u.own.IsValid() {
+		return err
+	}
+	return noOwnLease(u.goal, why)
 }
 
 // uplinkDevice finds the uplink's interface in V, or makes or takes it.
@@ -172,11 +192,12 @@ func uplinkValues(link string) []sysctl {
 }
 
 // uplinkState is what V holds for an uplink: its own address, and the routes.
-func (v *vnet) uplinkState(u core.Uplink) state {
+func (v *vnet) uplinkState(of *uplink) state {
+	u := of.goal
 	link := v.n.names.uplinkLink(v.goal.UID, u.Name)
 	var s state
-	if own := v.uplinkAddress(u); own.IsValid() {
-		s.addrs = append(s.addrs, address{link, own})
+	if of.own.IsValid() {
+		s.addrs = append(s.addrs, address{link, of.own})
 	}
 	for _, p := range u.Reaches() {
 		r := route{table: unix.RT_TABLE_MAIN, dst: p.Masked(), link: link}
@@ -188,7 +209,7 @@ func (v *vnet) uplinkState(u core.Uplink) state {
 	return s
 }
 
-// uplinkAddress is what V asks and answers ARP as.
+// uplinkAddress is what V asks and answers ARP as, where that is not leased.
 func (v *vnet) uplinkAddress(u core.Uplink) netip.Addr {
 	if s, ok := subnetOf(v.goal, u.Addressing.Subnet); ok && u.Addressing.Mode == core.AddressingRange {
 		return nth(s.Prefix, 1)
@@ -242,6 +263,9 @@ func (n *Network) returnUplinks(ctx context.Context, goals map[string]core.GoalV
 		if wants(goals[r.VNetUID], r) {
 			continue
 		}
+		if v := n.vnets[r.VNetUID]; v != nil && v.uplinks[r.Uplink] != nil {
+			v.uplinks[r.Uplink].unlease()
+		}
 		err := n.returnUplink(ctx, r)
 		if err == nil {
 			err = records.drop(r)
@@ -281,6 +305,7 @@ func (n *Network) returnUplink(ctx context.Context, r uplinkRecord) error {
 	if err == nil {
 		defer at.close()
 	}
+	n.releaseLeases(at, r)
 	if r.Lent != nil {
 		return n.giveBack(host, at, r)
 	}

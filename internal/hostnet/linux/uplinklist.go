@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/sluice-gateway/sluice/internal/hostnet"
 	"github.com/vishvananda/netlink"
@@ -50,7 +51,11 @@ func (n *Network) inventoryUplink(r uplinkRecord) ([]hostnet.Item, error) {
 	if r.Lent != nil {
 		item.Why += ", lent by the host, which gets it back"
 	}
-	items := []hostnet.Item{item}
+	items, err := n.inventoryLeases(space, r)
+	if err != nil {
+		return nil, err
+	}
+	items = append(items, item)
 	index := link.Attrs().Index
 	proxies, err := retryDump(func() ([]netlink.Neigh, error) { return at.nl.NeighProxyList(index, unix.AF_INET) })
 	for _, p := range proxies {
@@ -59,6 +64,22 @@ func (n *Network) inventoryUplink(r uplinkRecord) ([]hostnet.Item, error) {
 				Type: "ARP answer", Name: within(space, r.Link+" "+p.IP.String()), Why: "a lease on the network of " + r.why(),
 			})
 		}
+	}
+	return items, err
+}
+
+// inventoryLeases lists what an uplink has leased by DHCP.
+func (n *Network) inventoryLeases(space string, r uplinkRecord) (items []hostnet.Item, err error) {
+	leases, err := n.dhcpRecords().load(r.VNetUID, r.Uplink)
+	for _, l := range leases {
+		whose := "itself"
+		if k, ok := clientPort(l.Client); ok {
+			whose = "member " + k.Member
+		}
+		items = append(items, hostnet.Item{
+			Type: "DHCP lease", Name: within(space, r.Link+" "+l.Address.String()),
+			Why: fmt.Sprintf("for %s, of %s, until %s; %s", whose, l.Server, l.Expires.UTC().Format(time.RFC3339), r.why()),
+		})
 	}
 	return items, err
 }

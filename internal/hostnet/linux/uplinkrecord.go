@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,11 +18,12 @@ import (
 // uplinkRecord is what was made or taken for one uplink. It is on disk before the machine
 // is touched, so that a crash at any point leaves enough to give everything back.
 type uplinkRecord struct {
-	VNetUID string `json:"vnetUid"`
-	VNet    string `json:"vnet"`
-	Uplink  string `json:"uplink"`
-	Source  string `json:"source"` // "device eth1"
-	Link    string `json:"link"`   // its name in V
+	VNetUID string       `json:"vnetUid"`
+	VNet    string       `json:"vnet"`
+	Uplink  string       `json:"uplink"`
+	Source  string       `json:"source"` // "device eth1"
+	Link    string       `json:"link"`   // its name in V
+	Network netip.Prefix `json:"network,omitzero"`
 	// Lent is how the host's device was; nil if the uplink's is one that was made.
 	Lent *lentDevice `json:"lent,omitempty"`
 }

@@ -35,7 +35,8 @@ type vnet struct {
 	nats      map[string]*natGateway
 	refused   map[string]natRefusal // NAT gateways that can't be planned
 	ports     map[hostnet.PortKey]*port
-	connected map[string]time.Time // peers, by UID: when they were last looked at
+	requests  map[hostnet.PortKey]hostnet.Port // members that wait for an address by DHCP
+	connected map[string]time.Time             // peers, by UID: when they were last looked at
 	flows     flowLog
 	uplinks   map[string]*uplink // by name, those of this host
 
@@ -331,7 +332,7 @@ func (v *vnet) prune() error {
 		keep[peerLink(v.goal.UID, p.UID)] = true
 	}
 	for _, u := range v.uplinks {
-		want.add(v.uplinkState(u.goal))
+		want.add(v.uplinkState(u))
 	}
 	l, err := v.at.dropLinks(func(name string) bool {
 		return keep[name] || isUplinkLink(name) || v.n.reaper.busy(portJob(name[1:])) || v.leavingNAT(name)
@@ -366,6 +367,11 @@ func (v *vnet) silence() {
 
 // close gives up the handles; the kernel keeps everything.
 func (v *vnet) close() {
+	for _, u := range v.uplinks {
+		if u.leasing != nil {
+			u.leasing.pool.Close()
+		}
+	}
 	for _, p := range v.ports {
 		if p.at != nil {
 			p.at.close()

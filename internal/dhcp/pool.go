@@ -1,0 +1,364 @@
+package dhcp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// Exchanger speaks with servers: a Client, or a fake.
+type Exchanger interface {
+	Request(ctx context.Context, client string, hint netip.Addr) (Lease, error)
+	Extend(ctx context.Context, l Lease, rebind bool) (Lease, error)
+	Release(l Lease) error
+}
+
+// Options configure a Pool.
+type Options struct {
+	Exchange Exchanger // Required
+	// Leases are those that an earlier process had.
+	Leases []Lease
+	// Fits says why an address that a server gave can't be a client's, or nil. Required.
+	Fits func(client string, a netip.Addr) error
+	// Hint is an address to ask for, for a client that may have any. Required.
+	Hint func(client string) netip.Addr
+	// Save writes all leases down, before any of them is used. Required.
+	Save func([]Lease) error
+	// Changed is called after each change of States, from any goroutine. Required.
+	Changed func()
+	// GiveUp is after how long without an address a client is lost. Default 20 s.
+	GiveUp time.Duration
+	// Every bounds how often a server is asked again for more time. Default 60 s.
+	Every  time.Duration
+	Logger *slog.Logger // Required
+}
+
+// Wanted is a client of a Pool.
+type Wanted struct {
+	ID string
+	// Address is the one that it must have, if it has one already.
+	Address netip.Addr
+	// Keen clients are never lost: they ask again, and take another address.
+	Keen bool
+}
+
+// State is how a client stands.
+type State struct {
+	Address netip.Addr // that it holds, if it is valid
+	// Lost says why the client can't have its address, for good.
+	Lost string
+	// Problem says what keeps a client waiting that has no address yet.
+	Problem string
+}
+
+// Pool keeps one lease for each client that is wanted. A client that is wanted no
+// more counts until its lease is released.
+type Pool struct {
+	opts Options
+
+	mu      sync.Mutex
+	clients map[string]*client
+	earlier map[string]Lease // of an earlier process, until the first Set
+	ended   bool
+	work    sync.WaitGroup
+	saving  sync.Mutex // taken before mu
+}
+
+type client struct {
+	want  Wanted
+	lease Lease // zero: none
+	state State
+	drop  context.CancelCauseFunc
+}
+
+// errUnwanted ends a client whose lease is to be released.
+var errUnwanted = errors.New("nobody wants it any more")
+
+// NewPool begins with the leases of an earlier process. Those that the first Set does not
+// want are released then.
+func NewPool(opts Options) *Pool {
+	if opts.GiveUp == 0 {
+		opts.GiveUp = 20 * time.Second
+	}
+	if opts.Every == 0 {
+		opts.Every = time.Minute
+	}
+	p := &Pool{opts: opts, clients: map[string]*client{}, earlier: map[string]Lease{}}
+	for _, l := range opts.Leases {
+		p.earlier[l.Client] = l
+	}
+	return p
+}
+
+// Set says which clients there are; the others' leases are released.
+func (p *Pool) Set(wanted []Wanted) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	keep := map[string]bool{}
+	for _, w := range wanted {
+		keep[w.ID] = true
+		if c := p.clients[w.ID]; c != nil {
+			c.want = w
+		} else {
+			p.start(w)
+		}
+	}
+	for id := range p.earlier {
+		p.start(Wanted{ID: id}) // to be released
+	}
+	for id, c := range p.clients {
+		if !keep[id] {
+			c.drop(errUnwanted)
+		}
+	}
+}
+
+// start begins to look after a client. The caller holds mu.
+func (p *Pool) start(w Wanted) {
+	if p.ended {
+		return
+	}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	c := &client{want: w, lease: p.earlier[w.ID], drop: cancel}
+	delete(p.earlier, w.ID)
+	if time.Now().Before(c.lease.Expires) {
+		c.state.Address = c.lease.Address
+	}
+	p.clients[w.ID] = c
+	p.work.Go(func() {
+		defer cancel(nil)
+		p.look(ctx, c)
+	})
+}
+
+// States tells how every client stands.
+func (p *Pool) States() map[string]State {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := map[string]State{}
+	for id, c := range p.clients {
+		out[id] = c.state
+	}
+	return out
+}
+
+// Close ends all work. The leases stay.
+func (p *Pool) Close() {
+	p.mu.Lock()
+	p.ended = true
+	for _, c := range p.clients {
+		c.drop(nil)
+	}
+	p.mu.Unlock()
+	p.work.Wait()
+}
+
+// look keeps one client's lease until it is wanted no more.
+func (p *Pool) look(ctx context.Context, c *client) {
+	for ctx.Err() == nil {
+		if !c.lease.Address.IsValid() {
+			p.obtain(ctx, c)
+		} else {
+			p.hold(ctx, c)
+		}
+		if p.state(c).Lost != "" {
+			<-ctx.Done()
+		}
+	}
+	if !errors.Is(context.Cause(ctx), errUnwanted) {
+		return
+	}
+	p.giveUp(c)
+	p.mu.Lock()
+	delete(p.clients, c.want.ID)
+	p.mu.Unlock()
+	p.opts.Changed()
+}
+
+// obtain asks until the client has an address, or may ask no longer.
+func (p *Pool) obtain(ctx context.Context, c *client) {
+	begun := time.Now()
+	var last error // of an attempt that had all its time
+	for {
+		want := p.wanted(c)
+		limit, cancel := ctx, func() {}
+		if !want.Keen {
+			limit, cancel = context.WithDeadline(ctx, begun.Add(p.opts.GiveUp))
+		}
+		l, err := p.request(limit, want)
+		if err == nil {
+			err = p.take(c, l)
+		}
+		over := limit.Err() != nil
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		if over && last != nil && errors.Is(err, ErrSilent) {
+			err = last
+		}
+		last = err
+		waited := time.Since(begun).Round(100 * time.Millisecond)
+		reason := fmt.Sprintf("%v (for %v)", err, waited)
+		if over {
+			p.lose(c, reason)
+			return
+		}
+		p.change(c, func(s *State) { s.Problem = reason })
+		pause(ctx, min(time.Second, p.opts.GiveUp/10))
+	}
+}
+
+// request asks once, for an address that fits.
+func (p *Pool) request(ctx context.Context, want Wanted) (Lease, error) {
+	hint := want.Address
+	if !hint.IsValid() {
+		hint = p.opts.Hint(want.ID)
+	}
+	l, err := p.opts.Exchange.Request(ctx, want.ID, hint)
+	if err != nil {
+		return Lease{}, err
+	}
+	err = p.opts.Fits(want.ID, l.Address)
+	if want.Address.IsValid() && l.Address != want.Address {
+		err = fmt.Errorf("the DHCP server %s gives %s in place of %s", l.Server, l.Address, want.Address)
+	}
+	if err != nil {
+		return Lease{}, errors.Join(err, p.opts.Exchange.Release(l))
+	}
+	return l, nil
+}
+
+// take gives the client a lease, once that is written down.
+func (p *Pool) take(c *client, l Lease) error {
+	if err := p.save(c, l); err != nil {
+		return errors.Join(fmt.Errorf("the lease can't be written down: %w", err), p.opts.Exchange.Release(l))
+	}
+	p.opts.Logger.Info("an address was leased by DHCP", "client", l.Client, "address", l.Address, "server", l.Server, "until", l.Expires)
+	p.change(c, func(s *State) { *s = State{Address: l.Address} })
+	return nil
+}
+
+// hold extends a lease until it is lost, or its client dropped.
+func (p *Pool) hold(ctx context.Context, c *client) {
+	for ctx.Err() == nil {
+		what, again := next(c.lease, time.Now(), p.opts.Every)
+		switch what {
+		case dutyGone:
+			p.expire(c, fmt.Sprintf("its DHCP lease of %s has expired: %s did not extend it", c.lease.Address, c.lease.Server))
+			return
+		case dutyRenew, dutyRebind:
+			l, err := p.opts.Exchange.Extend(ctx, c.lease, what == dutyRebind)
+			var refused *RefusedError
+			switch {
+			case errors.As(err, &refused):
+				p.expire(c, fmt.Sprintf("its DHCP lease of %s was not extended: %v", c.lease.Address, err))
+				return
+			case err == nil:
+				if err = p.save(c, l); err == nil {
+					continue
+				}
+			}
+			if ctx.Err() == nil {
+				p.opts.Logger.Warn("a DHCP lease could not be extended yet", "client", c.lease.Client, "address", c.lease.Address, "error", err, "until", c.lease.Expires)
+			}
+		}
+		pause(ctx, time.Until(again))
+	}
+}
+
+// expire ends a lease that the client no longer has.
+func (p *Pool) expire(c *client, reason string) {
+	if err := p.save(c, Lease{}); err != nil {
+		p.opts.Logger.Warn("the end of a DHCP lease can't be written down", "client", c.lease.Client, "error", err)
+		p.mu.Lock()
+		c.lease = Lease{}
+		p.mu.Unlock()
+	}
+	if !p.wanted(c).Keen {
+		p.lose(c, reason)
+		return
+	}
+	p.opts.Logger.Warn("a DHCP lease is lost", "client", p.wanted(c).ID, "reason", reason)
+	p.change(c, func(s *State) { *s = State{Problem: reason} })
+}
+
+// giveUp releases a client's lease.
+func (p *Pool) giveUp(c *client) {
+	if !c.lease.Address.IsValid() {
+		return
+	}
+	l := c.lease
+	err := p.opts.Exchange.Release(l)
+	if err == nil {
+		p.opts.Logger.Info("an address was released by DHCP", "client", l.Client, "address", l.Address, "server", l.Server)
+	}
+	if err = errors.Join(err, p.save(c, Lease{})); err != nil {
+		p.opts.Logger.Warn("a DHCP lease could not be released: it expires by itself", "client", l.Client, "address", l.Address, "error", err)
+	}
+}
+
+func (p *Pool) lose(c *client, reason string) {
+	p.opts.Logger.Warn("a DHCP lease is lost", "client", p.wanted(c).ID, "reason", reason)
+	p.change(c, func(s *State) { *s = State{Lost: reason} })
+}
+
+// save makes l the client's lease, if all of them can be written down.
+func (p *Pool) save(c *client, l Lease) error {
+	p.saving.Lock()
+	defer p.saving.Unlock()
+	p.mu.Lock()
+	var all []Lease
+	for _, l := range p.earlier {
+		all = append(all, l)
+	}
+	for _, other := range p.clients {
+		held := other.lease
+		if other == c {
+			held = l
+		}
+		if held.Address.IsValid() {
+			all = append(all, held)
+		}
+	}
+	p.mu.Unlock()
+	if err := p.opts.Save(all); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c.lease = l
+	return nil
+}
+
+func (p *Pool) change(c *client, f func(*State)) {
+	p.mu.Lock()
+	f(&c.state)
+	p.mu.Unlock()
+	p.opts.Changed()
+}
+
+func (p *Pool) state(c *client) State {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return c.state
+}
+
+func (p *Pool) wanted(c *client) Wanted {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return c.want
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}

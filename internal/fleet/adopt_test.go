@@ -1,0 +1,116 @@
+package fleet
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/store"
+)
+
+// byDHCP makes the rig's host lease the subnet's addresses.
+func (r *rig) byDHCP() {
+	r.t.Helper()
+	r.write(func(tx store.Tx) error {
+		v, err := tx.GetResource(tenant, core.KindVirtualNetwork, "corp")
+		if err != nil {
+			return err
+		}
+		spec := *v.Spec.(*core.VirtualNetwork)
+		spec.Uplinks = []core.Uplink{{Name: "lan", Host: "h", Bridge: "br0", Addressing: core.UplinkAddressing{
+			Mode: core.AddressingDHCP, Subnet: "gateways", Network: netip.MustParsePrefix("10.20.0.0/24")}}}
+		v.Spec = &spec
+		v.Version++
+		return tx.PutResource(v)
+	})
+}
+
+// TestAddressByDHCP: the member has no lease until its host has obtained an address, and
+// then one, in the goal state, until the teardown is confirmed.
+func TestAddressByDHCP(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.byDHCP()
+	address := netip.MustParseAddr("10.20.0.5")
+	var before []core.Lease
+	h := r.host("h", func(h *scripted) {
+		h.dhcp = func(core.GoalMember) netip.Addr { before = r.leases(); return address }
+	})
+	g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Release()
+	h.mu.Lock()
+	if len(before) != 0 || g.Member.Address != address || h.present[g.Member.ID].Address != address {
+		t.Errorf("leased before: %v; the member has %v, its host was told %+v", before, g.Member.Address, h.present)
+	}
+	h.mu.Unlock()
+	if l := r.leases(); len(l) != 1 || l[0].Address != address || l[0].Member != g.Member.ID || l[0].State != core.LeaseHeld {
+		t.Errorf("leases %+v; want that of the member", l)
+	}
+	if err := r.fleet.Pause(within(t, 10*time.Second), corpBI, "test"); err != nil {
+		t.Fatal(err)
+	}
+	if l := r.leases(); len(l) != 1 || l[0].State != core.LeaseQuarantined {
+		t.Errorf("leases %+v; want one that rests", l)
+	}
+	// The server gives the address again before it has rested: nobody gets it.
+	_, err = r.fleet.Acquire(within(t, 20*time.Second), corpBI)
+	if err == nil || !strings.Contains(fmt.Sprint(err), "10.20.0.5 of VirtualNetwork/corp: it is quarantined until") {
+		t.Errorf("with an address that rests: %v", err)
+	}
+	r.eventually("the next member is gone", func() bool { return len(r.fleet.Members(tenant)) == 0 })
+	if l := r.leases(); len(l) != 1 || l[0].Member != g.Member.ID {
+		t.Errorf("leases %+v; want that of the first member alone", l)
+	}
+}
+
+// TestAddressByDHCPThatNobodyCanHave: what a host obtained is not taken on trust.
+func TestAddressByDHCPThatNobodyCanHave(t *testing.T) {
+	t.Parallel()
+	for _, a := range []string{"10.20.0.1", "10.20.0.7", "10.20.0.9", "192.168.7.7"} {
+		t.Run(a, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			r.byDHCP()
+			r.host("h", func(h *scripted) { h.dhcp = func(core.GoalMember) netip.Addr { return netip.MustParseAddr(a) } })
+			_, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
+			if want := "host h has leased " + a + " by DHCP, which is no address for members of subnet gateways (10.20.0.0/29)"; err == nil || !strings.Contains(fmt.Sprint(err), want) {
+				t.Errorf("%v; want %q in it", err, want)
+			}
+			if l := r.leases(); len(l) != 0 {
+				t.Errorf("leases %+v; want none", l)
+			}
+		})
+	}
+}
+
+// TestAddressByDHCPSurvivesTheService: a member that waits is given its address by the next
+// process.
+func TestAddressByDHCPSurvivesTheService(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.byDHCP()
+	h := r.host("h", nil) // obtains nothing
+	go func() { _, _ = r.fleet.Acquire(within(t, 10*time.Second), corpBI) }()
+	r.eventually("a member waits", func() bool { return len(r.fleet.Members(tenant)) == 1 })
+	id := r.fleet.Members(tenant)[0].ID
+	h.conn.Close()
+	r.close()
+	r.open()
+	r.host("h", func(h *scripted) {
+		h.dhcp = func(core.GoalMember) netip.Addr { return netip.MustParseAddr("10.20.0.6") }
+	})
+	g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Release()
+	if g.Member.ID != id || g.Member.Address != netip.MustParseAddr("10.20.0.6") {
+		t.Errorf("member %s at %s; want %s at 10.20.0.6", g.Member.ID, g.Member.Address, id)
+	}
+}
