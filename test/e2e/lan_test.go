@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/sluice-gateway/sluice/internal/testpg"
 	"github.com/sluice-gateway/sluice/test/e2e/stack"
@@ -110,10 +111,17 @@ func ask(s *stack.Stack, source, sql string) (string, stack.Result) {
 	return strings.TrimSpace(rest), r
 }
 
+// wantAnswer asks until the answer is the wanted one: hosts act on an apply a moment after it.
 func wantAnswer(t *testing.T, s *stack.Stack, source, sql, want string) {
 	t.Helper()
-	if got, r := ask(s, source, sql); r.Exit != 0 || got != want {
-		t.Fatalf("%s on %s: %q, want %q; exit status %d\n%s", sql, source, got, want, r.Exit, r.Err)
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		got, r := ask(s, source, sql)
+		if r.Exit == 0 && got == want {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s on %s: %q, want %q; exit status %d\n%s", sql, source, got, want, r.Exit, r.Err)
+		}
 	}
 }
 
