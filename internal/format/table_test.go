@@ -48,7 +48,7 @@ func TestTable(t *testing.T) {
 		" 50  日本語            12.50",
 		"100  e\u0301te\u0301               12.50",
 		`150  bad\x1b[31m\nname  12.50`,
-		"  7  NULL",
+		"  7  NULL               NULL",
 		"",
 	}, "\n")
 	want = strings.Replace(want, "name               paid", "name                paid", 1)
