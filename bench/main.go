@@ -59,6 +59,9 @@ type scale struct {
 	StreamMB     int64 `json:"streamMB"`
 	PacketRounds int   `json:"packetRounds"`
 	Changes      int   `json:"changes"` // of rules
+	Herd         int   `json:"herd"`    // queries at once
+	HerdRounds   int   `json:"herdRounds"`
+	Idle         int   `json:"idle"` // members
 }
 
 func scaleOf(quick bool) scale {
@@ -66,13 +69,13 @@ func scaleOf(quick bool) scale {
 		return scale{
 			Quick: true, Rows: 400_000, BulkRuns: 2, ShortQueries: 600, ShortRounds: 2, Wakes: 8,
 			Cells: []int{1_000_000, 10_000_000}, MemoryRounds: 1,
-			Connections: 1000, StreamMB: 256, PacketRounds: 2, Changes: 20,
+			Connections: 1000, StreamMB: 256, PacketRounds: 2, Changes: 20, Herd: 200, HerdRounds: 2, Idle: 40,
 		}
 	}
 	return scale{
 		Rows: 3_000_000, BulkRuns: 5, ShortQueries: 2000, ShortRounds: 3, Wakes: 30,
 		Cells: []int{1_000_000, 10_000_000, 100_000_000}, MemoryRounds: 3,
-		Connections: 5000, StreamMB: 2048, PacketRounds: 7, Changes: 200,
+		Connections: 5000, StreamMB: 2048, PacketRounds: 7, Changes: 200, Herd: 1000, HerdRounds: 5, Idle: 300,
 	}
 }
 
@@ -86,7 +89,7 @@ type benchmark struct {
 }
 
 func benchmarks() []benchmark {
-	return []benchmark{{"bulk", bulk}, {"short", short}, {"wake", wake}, {"memory", memory}, {"packets", packets}, {"slow", slow}}
+	return []benchmark{{"bulk", bulk}, {"short", short}, {"wake", wake}, {"memory", memory}, {"packets", packets}, {"slow", slow}, {"herd", herd}, {"idle", idle}}
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
@@ -118,7 +121,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	var opts options
 	fl := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fl.SetOutput(stderr)
-	fl.StringVar(&only, "run", ".", "regular expression of the benchmarks to run: bulk, short, wake, memory, packets, slow")
+	fl.StringVar(&only, "run", ".", "regular expression of the benchmarks to run: bulk, short, wake, memory, packets, slow, herd, idle")
 	fl.BoolVar(&quick, "quick", false, "fewer rows and runs, within a minute: to see that all works")
 	fl.StringVar(&opts.bin, "bin", "bin", "folder with sluice and sluice-gateway")
 	fl.StringVar(&opts.results, "results", "bench/results", "where the samples go")
