@@ -11,7 +11,7 @@ import (
 
 var wide = Limits{Total: 1000, PerUser: 1000}
 
-// script plays words: "a/s" enters a query of user a to source s, "+a/s" begins one without
+// play plays words: "a/s" enters a query of user a to source s, "+a/s" begins one without
 // waiting, "-a/s" ends one that Next or Begin counted, "!" serves the next, "xNAME" leaves.
 func play(t *testing.T, script string, lim Limits) (served []string, l *Line[string]) {
 	t.Helper()
@@ -63,6 +63,7 @@ func TestNext(t *testing.T) {
 		{"many sources give a user no more", "a/s:1 a/t:1 a/u:1 b/s:1 ! ! !", "a/s:1 b/s:1 a/t:1"},
 		{"who has more running waits", "+a/s +a/s a/s:1 b/s:1 b/s:2 b/s:3 ! ! ! !", "b/s:1 b/s:2 a/s:1 b/s:3"},
 		{"what ended does not count", "+a/s +a/s a/s:1 b/s:1 -a/s -a/s +b/s ! !", "a/s:1 b/s:1"},
+		{"nor does it for a source", "+a/s +a/s -a/s -a/s +a/t a/t:1 a/s:1 !", "a/s:1"},
 		{"whoever was served longest ago", "+a/s -a/s +b/s -b/s b/s:1 a/s:1 ! !", "a/s:1 b/s:1"},
 		{"who gave up is passed over", "a/s:1 a/s:2 b/s:1 xa/s:1 xb/s:1 ! !", "a/s:2 -"},
 	} {

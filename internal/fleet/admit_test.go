@@ -87,6 +87,27 @@ func TestSlotsGoToUsersInTurn(t *testing.T) {
 	}
 }
 
+func TestWhatEndedCountsAgainstNobody(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.host("h", nil)
+	for range 5 {
+		r.admit("ann").Release()
+	}
+	first, second := r.admit("bob"), r.admit("bob")
+	defer second.Release()
+	waiting := r.line(within(t, 10*time.Second), "bob", "ann")
+	first.Release()
+	for _, want := range []string{"ann", "bob"} {
+		a := <-waiting
+		if a.err != nil || a.user != want {
+			t.Errorf("%s was served, %v; want %s", a.user, a.err, want)
+			continue
+		}
+		a.grant.Release()
+	}
+}
+
 func TestClassesHaveSlotsOfTheirOwn(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
