@@ -38,8 +38,8 @@ func (t *Typical) learn(statement uint64, took time.Duration) {
 		t.of = map[uint64]time.Duration{}
 	}
 	if len(t.of) >= maxTypical {
-		for any := range t.of {
-			delete(t.of, any)
+		for other := range t.of { // whichever comes first
+			delete(t.of, other)
 			break
 		}
 	}

@@ -9,7 +9,7 @@ import (
 // TestBreaker plays words: "f" a failed query, "s" one that reached its source, "u" one that
 // shows nothing, "ok" and "no" what Allow must say, a duration that passes. The end is the
 // state that must come of it.
-func TestBreaker(t *testing.T) {
+func TestBreaker(t *testing.T) { //nolint:dupword // scripts, not prose
 	for _, tt := range []struct {
 		name, script string
 		want         State

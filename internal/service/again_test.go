@@ -83,7 +83,7 @@ func TestSourceThatIsDownFailsFast(t *testing.T) {
 	r.host()
 	r.apply(example(t)...)
 	var asked atomic.Int64
-	r.serve(func(w http.ResponseWriter, req *http.Request) {
+	r.serve(func(w http.ResponseWriter, _ *http.Request) {
 		asked.Add(1)
 		w.WriteHeader(http.StatusServiceUnavailable)
 		_, _ = w.Write([]byte(`{"class":"unavailable","message":"connect to orders.corp.internal: connection refused","step":"connect"}`))

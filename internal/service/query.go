@@ -341,7 +341,7 @@ func (s *Service) execute(ctx context.Context, p core.Principal, q *running, sou
 	q.answered()
 	out := &resultBody{ctx: ctx, resp: resp, member: grant.Member, work: grant.Work, why: func(err error) error { return q.because(s.withFate(ctx, grant.Member, err)) }}
 	return &Result{QueryID: q.rec.ID, Body: out, Stall: b.stall, Finish: func(err error) core.Query {
-		out.Close()
+		_ = out.Close() // it has nothing to say
 		cancel()
 		grant.Release()
 		q.streamed(out)

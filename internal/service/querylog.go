@@ -54,6 +54,7 @@ func (s *Service) recorded(sql string) (text, sum string) {
 		return "", "sha256:" + hexString(hash(sql)[:16])
 	case RecordNone:
 		return "", ""
+	case RecordFull:
 	}
 	return sql, ""
 }

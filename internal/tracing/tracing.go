@@ -69,13 +69,13 @@ func Open(ctx context.Context, version string) (*Tracer, error) {
 
 func newTracer(version string, to func() sdktrace.TracerProviderOption) *Tracer {
 	t := &Tracer{}
-	make := func(name string) trace.Tracer {
+	as := func(name string) trace.Tracer {
 		about := resource.NewSchemaless(attribute.String("service.name", name), attribute.String("service.version", version))
 		p := sdktrace.NewTracerProvider(to(), sdktrace.WithResource(about))
 		t.providers = append(t.providers, p)
 		return p.Tracer(scope)
 	}
-	t.service, t.host, t.member = make("sluice-service"), make("sluice-host"), make("sluice-member")
+	t.service, t.host, t.member = as("sluice-service"), as("sluice-host"), as("sluice-member")
 	return t
 }
 

@@ -98,7 +98,7 @@ func TestWanted(t *testing.T) {
 // TestOpen sends a trace to a collector that the environment names.
 func TestOpen(t *testing.T) {
 	var posts, size atomic.Int64
-	collector := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		if r.URL.Path == "/v1/traces" {
 			posts.Add(1)
