@@ -51,6 +51,7 @@ func TestEffectiveRules(t *testing.T) {
 		"no NSG at all":                   {core.Subnet{Name: "free"}, other, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			var got []string
 			for _, r := range EffectiveRules(v, c.subnet, c.a) {
 				line := fmt.Sprintf("%s %s/%s %d %s", r.Direction, r.NSG, r.Name, r.Priority, r.Level)

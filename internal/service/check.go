@@ -94,7 +94,7 @@ func checkInput(in *CheckInput) error {
 		in.Timeout = probeTimeout
 	}
 	switch {
-	case in.Gateway == "" && !(in.effective() && in.VNet != "" && in.Subnet != ""):
+	case in.Gateway == "" && (!in.effective() || in.VNet == "" || in.Subnet == ""):
 		return errs.New(errs.Invalid, "the check names no gateway").WithHint("a gateway; or, for what holds in a subnet, a virtual network and a subnet")
 	case in.NextHop && in.Host == "":
 		return errs.New(errs.Invalid, "the check names no address to find the next hop of")

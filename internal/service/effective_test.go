@@ -32,6 +32,7 @@ func TestNextHop(t *testing.T) {
 			NextHop{core.HopNone, "", "system route 0.0.0.0/0 → None", "198.51.100.7 is outside the virtual network and subnet data names no NAT gateway"}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			c.in.NextHop = true
 			out, err := r.svc.Check(r.ctx, c.in)
 			if err != nil {
