@@ -2,9 +2,12 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -205,5 +208,32 @@ func TestASourceThatIsDownFailsFast(t *testing.T) {
 	c.Must("datasource", "test", source)
 	if got := c.value("select 2"); got != "2" {
 		t.Errorf("once it is back the gateway gives %q", got)
+	}
+}
+
+// TestQueryLogFile: the file has the record of each query, and no statement where none is kept.
+func TestQueryLogFile(t *testing.T) {
+	t.Parallel()
+	c := prepareCorp(t, t, sharedPG(t))
+	file := filepath.Join(c.Dir, "queries.jsonl")
+	c.Up("--query-log", file, "--query-sql", "hash")
+	c.applyExample()
+	if got := c.value("select 4711"); got != "4711" {
+		t.Fatalf("the gateway gives %q", got)
+	}
+	var line struct {
+		SQL, SQLHash, State, Member string
+		Rows                        int64
+		PhasesMS                    map[string]float64
+	}
+	eventually(t, 20*time.Second, "the query is in the file", func() bool {
+		text, err := os.ReadFile(file)
+		return err == nil && strings.HasSuffix(string(text), "\n") && json.Unmarshal(text, &line) == nil
+	})
+	if line.SQL != "" || !strings.HasPrefix(line.SQLHash, "sha256:") || line.State != "succeeded" || line.Member == "" || line.Rows != 1 || line.PhasesMS["executed"] <= 0 {
+		t.Errorf("the line says %+v", line)
+	}
+	if out := c.Must("queries"); strings.Contains(out, "4711") || !strings.Contains(out, line.SQLHash) {
+		t.Errorf("the query log shows more, or less, than the hash:\n%s", out)
 	}
 }
