@@ -24,7 +24,7 @@ type RefusedError struct {
 
 // Error implements error.
 func (e *RefusedError) Error() string {
-	return fmt.Sprintf("the DHCP server %s refused it (NAK%s)", e.Server, cmp.Or(text(e.Text), ""))
+	return fmt.Sprintf("the DHCP server %s refused it (NAK%s)", e.Server, text(e.Text))
 }
 
 func text(s string) string {
@@ -150,7 +150,7 @@ func (c *Client) exchange(from, server netip.Addr, f func(*nclient4.Client) erro
 	if err != nil {
 		return errors.Join(err, conn.Close())
 	}
-	defer n.Close()
+	defer n.Close() //nolint:errcheck // a socket of one exchange
 	err = f(n)
 	var nak *nclient4.ErrNak
 	switch {

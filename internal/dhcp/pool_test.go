@@ -103,12 +103,6 @@ func (f *fake) Release(l Lease) error {
 	return nil
 }
 
-func (f *fake) set(change func()) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	change()
-}
-
 // bench is a pool on a fake network.
 type bench struct {
 	*testing.T

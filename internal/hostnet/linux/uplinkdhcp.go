@@ -140,7 +140,7 @@ func (p usable) hint(client string) netip.Addr {
 		return netip.Addr{}
 	}
 	size := uint32(1) << (32 - p.subnet.Prefix.Bits())
-	return nth(p.subnet.Prefix, 4+rand.Uint32N(size-5)) //nolint:gosec // spread, not secrecy
+	return nth(p.subnet.Prefix, 4+rand.Uint32N(size-5))
 }
 
 // askLeases tells the uplink's pool who needs an address.
