@@ -174,8 +174,12 @@ func (f *Fleet) load(ctx context.Context) error {
 		if err := f.loadLives(tx); err != nil {
 			return err
 		}
+		told, err := lastTold(tx)
+		if err != nil {
+			return err
+		}
 		for _, row := range members {
-			m := &member{Member: row, told: row.State, since: f.opts.Now(), leavingVersion: version[row.Host], expires: expires[key(row.ID, row.Generation)]}
+			m := &member{Member: row, told: told(row), since: f.opts.Now(), leavingVersion: version[row.Host], expires: expires[key(row.ID, row.Generation)]}
 			f.enlist(m)
 			if m.State == core.MemberReady {
 				m.State = core.MemberInjected

@@ -189,6 +189,25 @@ func (f *Fleet) loadLives(tx store.Tx) error {
 	return nil
 }
 
+// lastTold returns which state the history says that a member came to last: its row may
+// have been stored before or after.
+func lastTold(tx store.Tx) (func(core.Member) core.MemberState, error) {
+	last, err := tx.ListTransitions(store.TransitionFilter{Of: core.TransitionOfMember, Last: 1})
+	if err != nil {
+		return nil, err
+	}
+	states := map[string]core.MemberState{}
+	for _, t := range last {
+		states[t.UID] = core.MemberState(t.To)
+	}
+	return func(m core.Member) core.MemberState {
+		if s, known := states[m.ID]; known {
+			return s
+		}
+		return m.State // what was noted of it is purged
+	}, nil
+}
+
 // eachGateway calls fn with every gateway of every tenant.
 func eachGateway(tx store.Tx, fn func(GatewayRef, *core.Gateway)) error {
 	tenants, err := tx.ListTenants()
