@@ -36,10 +36,10 @@ const (
 	breakingLate = "select i as n, 1000/(1500000-i) as q from generate_series(1,2000000) i"
 )
 
-// httpQuery posts a query over TCP, as curl would. The body is the caller's to close.
+// httpQuery posts a query over TCP, as curl would, of the class that has no row limit.
 func (c *corp) httpQuery(ctx context.Context, token, accept, sql string) *http.Response {
 	c.t.Helper()
-	body, _ := json.Marshal(map[string]string{"source": source, "sql": sql})
+	body, _ := json.Marshal(map[string]string{"source": source, "sql": sql, "class": "refresh"})
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+c.HTTP+"/v1/query", bytes.NewReader(body))
 	if err != nil {
 		c.t.Fatal(err)

@@ -17,6 +17,10 @@ import (
 	"github.com/sluice-gateway/sluice/test/e2e/stack"
 )
 
+// The process's first thread, which /proc/self stands for, belongs to the main goroutine: no
+// other one can take it along into a namespace and end there, since a first thread never ends.
+func init() { runtime.LockOSThread() }
+
 func TestMain(m *testing.M) {
 	code := m.Run()
 	if !whole.end() && code == 0 {

@@ -74,7 +74,7 @@ func swapped(enter, fn func() error) error {
 // openHost opens the namespace that the process runs in, or another by its path.
 func openHost(path string) (*space, error) {
 	if path == "" {
-		path = "/proc/self/ns/net"
+		path = threadNS // /proc/self is the first thread's, which may be elsewhere at the moment
 	}
 	return openPath("", path)
 }
