@@ -76,6 +76,7 @@ func fetchFlight(ctx context.Context, j job) (got fetched, err error) {
 		return got, err
 	}
 	defer c.Close() //nolint:errcheck // all was read
+	c.headers.Set("sluice-class", "refresh") // which has no row limit
 	return got, c.query(ctx, j.SQL, got.use)
 }
 
