@@ -248,18 +248,6 @@ func packetFrom(src, dst netip.Addr) []byte {
 	return p
 }
 
-func sendRaw(t *testing.T, path string, p []byte) {
-	t.Helper()
-	in(t, path, func() error {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		return unix.Sendto(fd, p, 0, &unix.SockaddrInet4{Addr: [4]byte(p[16:20])})
-	})
-}
-
 // TestKernelTakesTheRouteThatTheEvaluatorNames makes random tables and asks the kernel of
 // a real namespace, for many destinations, where a member's packet would go.
 func TestKernelTakesTheRouteThatTheEvaluatorNames(t *testing.T) {
