@@ -7,10 +7,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -282,11 +285,29 @@ func hostStatusCommand() *cobra.Command {
 			for i, it := range items {
 				rows[i] = []string{it.Type, it.Name, it.Why}
 			}
-			return cli.PrintTable(os.Stdout, []string{"TYPE", "NAME", "WHY"}, rows)
+			if err := cli.PrintTable(os.Stdout, []string{"TYPE", "NAME", "WHY"}, rows); err != nil {
+				return err
+			}
+			return noteOthers(os.Stderr, f.runDir, len(items), m.network)
 		},
 	}
 	f.addMachine(cmd)
 	return cmd
+}
+
+// noteOthers says whose list this was, if there is nothing in it or another to ask for.
+func noteOthers(w io.Writer, runDir string, listed int, network *linux.Network) error {
+	others, err := network.Others()
+	if err != nil {
+		return err
+	}
+	if listed == 0 {
+		fmt.Fprintf(w, "nothing exists on this machine because of the host with the run directory %s\n", runDir)
+	}
+	for _, prefix := range slices.Sorted(maps.Keys(others)) {
+		fmt.Fprintf(w, "another host, with another --run-dir, made %d network namespaces here (%s…)\n", others[prefix], prefix)
+	}
+	return nil
 }
 
 func hostCleanupCommand() *cobra.Command {

@@ -186,6 +186,12 @@ func TestStatusAndCleanup(t *testing.T) {
 			}
 		}
 	}
+	other := c.Sluice("host", "status", "--run-dir", c.Run+"/another")
+	for _, text := range []string{"nothing exists on this machine because of the host with the run directory " + c.Run + "/another", "another host, with another --run-dir, made "} {
+		if !strings.Contains(other.Err, text) {
+			t.Errorf("the status of another host lacks %q:\n%s", text, other.Err)
+		}
+	}
 	c.Must("host", "cleanup", "--run-dir", c.Run)
 	if left := c.Leftovers(); len(left) != 0 {
 		t.Errorf("left after the cleanup:\n%s", strings.Join(left, "\n"))

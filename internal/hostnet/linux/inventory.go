@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/sluice-gateway/sluice/internal/hostnet"
 )
@@ -38,6 +39,23 @@ func (n *Network) Inventory(ctx context.Context) ([]hostnet.Item, error) {
 		return nil, err
 	}
 	return append(append(append(items, found...), uplinks...), n.inventoryListeners()...), nil
+}
+
+// Others counts the namespaces that hosts with other run directories made on this
+// machine, by the beginning of their names.
+func (n *Network) Others() (map[string]int, error) {
+	all, err := namespaces("sluice-")
+	if err != nil {
+		return nil, err
+	}
+	others := map[string]int{}
+	for _, name := range all {
+		parts := strings.SplitN(name, "-", 3)
+		if prefix := parts[0] + "-" + parts[1] + "-"; len(parts) == 3 && prefix != n.names.prefix() {
+			others[prefix]++
+		}
+	}
+	return others, nil
 }
 
 func inventorySpace(name string) ([]hostnet.Item, error) {
