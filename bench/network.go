@@ -128,8 +128,8 @@ func connections(from, to string, at netip.AddrPort, n int) (float64, error) {
 }
 
 // throughput sends one stream from a member through its NSG and its NAT gateway to the
-// world, over its tunnel, over a veth pair, and through as many namespaces as its way out
-// has: what is between the last two is the price of hops, not of rules.
+// world, and back; over its tunnel, over a veth pair, and through as many namespaces as
+// its way out has: what is between the last two is the price of hops, not of rules.
 func (b *packetRun) throughput(ctx context.Context) ([]row, error) {
 	f, err := newFabric(b.env.t, 0)
 	if err != nil {
@@ -139,13 +139,6 @@ func (b *packetRun) throughput(ctx context.Context) ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
-	send := func(name, from, to, addr string) way {
-		return way{name, func(context.Context) error {
-			rate, err := stream(from, to, addr, b.env.scale.StreamMB<<20)
-			b.samples.add("one stream: "+name, "MB/s", rate/1e6)
-			return err
-		}}
-	}
 	bareFrom, bareTo, bareAddr, err := bareWay(b.env.t, f.id)
 	if err != nil {
 		return nil, err
@@ -154,16 +147,24 @@ func (b *packetRun) throughput(ctx context.Context) ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The host's and the world's stand-ins are joined by nothing but a veth pair.
-	ways := []way{
-		send(natPath, spaces[0], f.world, fabricWorld+":7000"),
-		send(plainVeth, f.host, f.world, fabricWorld+":7000"),
-		send(barePath, bareFrom, bareTo, bareAddr+":7000"),
-		{tunnel, func(context.Context) error {
-			rate, err := streamTo(relay.(*net.TCPListener), spaces[0], b.env.scale.StreamMB<<20)
-			b.samples.add("one stream: "+tunnel, "MB/s", rate/1e6)
-			return err
-		}},
+	ways := []way{{tunnel, func(context.Context) error {
+		rate, err := streamTo(relay.(*net.TCPListener), spaces[0], b.env.scale.StreamMB<<20, false)
+		b.samples.add("one stream: "+tunnel, "MB/s", rate/1e6)
+		return err
+	}}}
+	for _, p := range []struct{ name, from, to, addr string }{
+		{natPath, spaces[0], f.world, fabricWorld},
+		// The host's and the world's stand-ins are joined by nothing but a veth pair.
+		{plainVeth, f.host, f.world, fabricWorld},
+		{barePath, bareFrom, bareTo, bareAddr},
+	} {
+		for figure, back := range map[string]bool{"one stream: ": false, "one stream back: ": true} {
+			ways = append(ways, way{figure + p.name, func(context.Context) error {
+				rate, err := stream(p.from, p.to, p.addr+":7000", b.env.scale.StreamMB<<20, back)
+				b.samples.add(figure+p.name, "MB/s", rate/1e6)
+				return err
+			}})
+		}
 	}
 	if err := alternate(ctx, b.env.scale.PacketRounds, ways); err != nil {
 		return nil, err
@@ -173,60 +174,58 @@ func (b *packetRun) throughput(ctx context.Context) ([]row, error) {
 		r.goal("≥ 0.95", *r.Ratio >= 0.95),
 		b.compare("one stream", "one stream: ", natPath, barePath, "MB/s"),
 		b.compare("one stream", "one stream: ", barePath, plainVeth, "MB/s"),
+		b.compare("one stream to the member", "one stream back: ", natPath, plainVeth, "MB/s"),
+		b.compare("one stream to the member", "one stream back: ", barePath, plainVeth, "MB/s"),
 		b.compare("one stream", "one stream: ", tunnel, plainVeth, "MB/s"),
 	}, nil
 }
 
 // stream sends n bytes and returns how many a second arrived.
-func stream(from, to, addr string, n int64) (float64, error) {
+func stream(from, to, addr string, n int64, back bool) (float64, error) {
 	server, err := listenIn(to, addr)
 	if err != nil {
 		return 0, err
 	}
 	defer server.Close()
-	return streamTo(server, from, n)
+	return streamTo(server, from, n, back)
 }
 
-func streamTo(server *net.TCPListener, from string, n int64) (float64, error) {
-	var conn net.Conn
+// streamTo connects to a server from a namespace, and sends n bytes there, or back.
+func streamTo(server *net.TCPListener, from string, n int64, back bool) (float64, error) {
+	var client net.Conn
 	if err := inside(from, func() (err error) {
-		conn, err = net.DialTimeout("tcp4", server.Addr().String(), 5*time.Second)
+		client, err = net.DialTimeout("tcp4", server.Addr().String(), 5*time.Second)
 		return err
 	}); err != nil {
 		return 0, err
 	}
-	defer conn.Close()
+	defer client.Close()
+	_ = server.SetDeadline(time.Now().Add(time.Minute))
+	accepted, err := server.AcceptTCP()
+	if err != nil {
+		return 0, err
+	}
+	defer accepted.Close()
+	sender, receiver := client, net.Conn(accepted)
+	if back {
+		sender, receiver = receiver, sender
+	}
 	begun := time.Now()
 	go func() {
 		buf := make([]byte, 256<<10)
 		for left := n; left > 0; left -= int64(len(buf)) {
-			if _, err := conn.Write(buf[:min(left, int64(len(buf)))]); err != nil {
+			if _, err := sender.Write(buf[:min(left, int64(len(buf)))]); err != nil {
 				return // the reader misses it
 			}
 		}
-		_ = conn.(*net.TCPConn).CloseWrite()
+		_ = sender.(*net.TCPConn).CloseWrite()
 	}()
-	_ = server.SetDeadline(begun.Add(time.Minute))
-	c, err := server.AcceptTCP()
-	if err != nil {
-		return 0, err
+	// As large a buffer as the sender's: neither end's own copying takes its place.
+	got, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{receiver}, make([]byte, 256<<10))
+	if err == nil && got != n {
+		err = fmt.Errorf("%d bytes came, want %d", got, n)
 	}
-	defer c.Close()
-	buf, got := make([]byte, 256<<10), int64(0)
-	for {
-		m, err := c.Read(buf)
-		got += int64(m)
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return 0, err
-		}
-	}
-	if got != n {
-		return 0, fmt.Errorf("%d bytes came, want %d", got, n)
-	}
-	return float64(n) / time.Since(begun).Seconds(), nil
+	return float64(n) / time.Since(begun).Seconds(), err
 }
 
 // changes measures how long a change takes until the kernel has it and was read back.
