@@ -17,9 +17,31 @@ func (m *member) waits() bool {
 	return !m.Address.IsValid() && m.State == core.MemberPlaced && m.condemned == ""
 }
 
+// adoptAll adopts what hosts have obtained for members that wait. It is tried again, since an
+// address may be held until the teardown of the member before is confirmed.
+func (f *Fleet) adoptAll(ctx context.Context) {
+	obtained := map[*member]netip.Addr{}
+	f.mu.Lock()
+	for _, m := range f.live {
+		if m.waits() && m.obtained.IsValid() {
+			obtained[m] = m.obtained
+		}
+	}
+	f.mu.Unlock()
+	for m, a := range obtained {
+		f.adopt(ctx, m, a)
+	}
+}
+
+// leasedElsewhere says that a member's address is its host's by DHCP.
+func leasedElsewhere(tx store.Tx, m core.Member) bool {
+	vnet, err := tx.GetResource(m.Tenant, core.KindVirtualNetwork, m.VNet)
+	return err == nil && vnet.UID == m.VNetUID && vnet.Spec.(*core.VirtualNetwork).LeasedElsewhere(m.Subnet)
+}
+
 // adopt leases the address that a host has obtained for a member, and puts it into the
 // goal state: before that nothing on the host uses it. An address that another member has,
-// or that rests, is refused by the store; the host's next report tries again.
+// or that rests, is refused by the store.
 func (f *Fleet) adopt(ctx context.Context, m *member, a netip.Addr) {
 	everyone, err := f.storeAddress(ctx, m, a)
 	f.mu.Lock()
@@ -32,7 +54,7 @@ func (f *Fleet) adopt(ctx context.Context, m *member, a netip.Addr) {
 	case ctx.Err() != nil || !m.waits():
 	case errs.ClassOf(err) == errs.Invalid:
 		f.condemn(m, err.Error())
-	default:
+	case m.Reason != err.Error():
 		m.Reason = err.Error()
 		f.log.Warn("an address by DHCP can't be leased yet", "member", m.ID, "address", a, "error", err)
 	}

@@ -3,6 +3,7 @@ package fleet
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -58,14 +59,71 @@ func TestAddressByDHCP(t *testing.T) {
 	if l := r.leases(); len(l) != 1 || l[0].State != core.LeaseQuarantined {
 		t.Errorf("leases %+v; want one that rests", l)
 	}
-	// The server gives the address again before it has rested: nobody gets it.
-	_, err = r.fleet.Acquire(within(t, 20*time.Second), corpBI)
-	if err == nil || !strings.Contains(fmt.Sprint(err), "10.20.0.5 of VirtualNetwork/corp: it is quarantined until") {
-		t.Errorf("with an address that rests: %v", err)
+	// The server gives the address again at once.
+	again, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
+	if err != nil {
+		t.Fatal(err)
 	}
-	r.eventually("the next member is gone", func() bool { return len(r.fleet.Members(tenant)) == 0 })
-	if l := r.leases(); len(l) != 1 || l[0].Member != g.Member.ID {
-		t.Errorf("leases %+v; want that of the first member alone", l)
+	again.Release()
+	if l := r.leases(); len(l) != 1 || l[0].Address != address || l[0].Member != again.Member.ID || again.Member.ID == g.Member.ID || l[0].State != core.LeaseHeld {
+		t.Errorf("leases %+v; want that of the next member, %s", l, again.Member.ID)
+	}
+}
+
+// TestAddressByDHCPIsHeld: an address that a server gives again has one owner until the
+// host of that one has confirmed its teardown, and no report is needed after that.
+func TestAddressByDHCPIsHeld(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.byDHCP()
+	address := netip.MustParseAddr("10.20.0.5")
+	h := r.host("h", func(h *scripted) {
+		h.keep, h.dhcp = true, func(core.GoalMember) netip.Addr { return address }
+	})
+	first, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.Release()
+	h.mu.Lock()
+	last := h.goals[len(h.goals)-1]
+	h.exit = "killed"
+	h.mu.Unlock()
+	h.obey(last)
+	r.eventually("the first member leaves", func() bool {
+		return slices.ContainsFunc(r.fleet.Members(tenant), func(m core.Member) bool { return m.State == core.MemberLeaving })
+	})
+	h.mu.Lock()
+	h.exit = ""
+	h.mu.Unlock()
+	next := make(chan string, 1)
+	go func() {
+		g, err := r.fleet.Acquire(within(t, 20*time.Second), corpBI)
+		if err != nil {
+			next <- err.Error()
+			return
+		}
+		defer g.Release()
+		next <- g.Member.ID
+	}()
+	r.eventually("the next member is told whose the address is", func() bool {
+		return slices.ContainsFunc(r.fleet.Members(tenant), func(m core.Member) bool {
+			return m.ID != first.Member.ID && strings.Contains(m.Reason, "10.20.0.5 of VirtualNetwork/corp: it is held by member "+first.Member.ID)
+		})
+	})
+	if l := r.leases(); len(l) != 1 || l[0].Member != first.Member.ID {
+		t.Errorf("leases %+v; want that of the first member, whose teardown nobody has confirmed", l)
+	}
+	h.mu.Lock()
+	h.keep = false
+	last = h.goals[len(h.goals)-1]
+	h.mu.Unlock()
+	h.obey(last)
+	if got := <-next; got == first.Member.ID || len(r.leases()) != 1 || r.leases()[0].Member != got {
+		t.Errorf("the next member: %s", got)
+	}
+	if l := r.leases(); len(l) != 1 || l[0].Member == first.Member.ID || l[0].State != core.LeaseHeld {
+		t.Errorf("leases %+v; want that of the next member alone", l)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -94,10 +95,11 @@ type member struct {
 	replaces       string // the member that goes once this one is ready
 	condemned      string // why it must go, until the store knows
 	connected      bool
-	since          time.Time // of the last change between connected and not
-	leavingVersion int64     // the goal state in which it was first absent
-	joinHash       string    // of the token that the host vouches for
-	joinStored     bool      // the store knows it
+	since          time.Time  // of the last change between connected and not
+	leavingVersion int64      // the goal state in which it was first absent
+	joinHash       string     // of the token that the host vouches for
+	joinStored     bool       // the store knows it
+	obtained       netip.Addr // by DHCP: its host has it, the store has not leased it yet
 	leasedAt       time.Time
 	injectedAt     time.Time
 	hostPhases     []core.Phase

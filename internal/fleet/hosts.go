@@ -6,7 +6,6 @@ import (
 	"io"
 	"maps"
 	"net"
-	"net/netip"
 	"slices"
 	"strconv"
 	"sync"
@@ -200,7 +199,7 @@ func (f *Fleet) ForgetHost(ctx context.Context, name string, force bool, reason 
 			WithHint("start it again; or, if the machine is lost for good, --force releases their addresses")
 	}
 	for _, m := range mine {
-		if err := f.writeOff(ctx, m, "its host was forgotten", end{reason, record}); err != nil {
+		if err := f.writeOff(ctx, m, "its host was forgotten", end{reason: reason, record: record}); err != nil {
 			return released, err
 		}
 		released++
@@ -320,7 +319,7 @@ func (f *Fleet) report(ctx context.Context, s *session, r core.HostReport) {
 	s.info.SeenVersion, s.info.Problems, s.info.NATGateways = r.Version, r.Problems, r.NATGateways
 	s.info.Load = r.Load
 	present := map[string]bool{}
-	hashes, obtained := map[*member]string{}, map[*member]netip.Addr{}
+	hashes := map[*member]string{}
 	for _, o := range r.Members {
 		if o.Present {
 			present[key(o.ID, o.Generation)] = true
@@ -337,9 +336,7 @@ func (f *Fleet) report(ctx context.Context, s *session, r core.HostReport) {
 			m.confirmed, m.expiryTold = f.opts.Now(), false
 		}
 		f.observe(m, o)
-		if o.Address.IsValid() && m.waits() {
-			obtained[m] = o.Address
-		}
+		m.obtained = o.Address
 	}
 	var gone []*member
 	for _, m := range f.live {
@@ -353,14 +350,12 @@ func (f *Fleet) report(ctx context.Context, s *session, r core.HostReport) {
 	for m, hash := range hashes {
 		f.storeHash(ctx, m, hash)
 	}
-	for m, a := range obtained {
-		f.adopt(ctx, m, a)
-	}
 	for _, m := range gone {
-		if err := f.confirmGone(ctx, m, end{reason: "host " + s.info.Name + " confirmed the teardown"}); err != nil && ctx.Err() == nil {
+		if err := f.confirmGone(ctx, m, end{reason: "host " + s.info.Name + " confirmed the teardown", confirmed: true}); err != nil && ctx.Err() == nil {
 			f.log.Warn("a teardown could not be stored; the host's next report brings it again", "member", m.ID, "error", err)
 		}
 	}
+	f.adoptAll(ctx) // last: an address that a member has just lost may be one that another has obtained
 }
 
 // observe takes in what a host says of one member. The caller holds mu.

@@ -177,7 +177,7 @@ func (f *Fleet) Release(ctx context.Context, l core.Lease, reason string, record
 	m := f.live[l.Member]
 	f.mu.Unlock()
 	if !l.Ended() && m != nil && m.Generation == l.Generation {
-		return f.writeOff(ctx, m, "its lease was released by force", end{reason, record})
+		return f.writeOff(ctx, m, "its lease was released by force", end{reason: reason, record: record})
 	}
 	reusableAt := f.opts.Now()
 	if !l.Ended() {

@@ -166,12 +166,14 @@ func (f *Fleet) remove(ctx context.Context, m *member, reason string) error {
 
 // end says how a member's teardown came to count as done.
 type end struct {
-	reason string                                // for the lease
-	record func(tx store.Tx, l core.Lease) error // nil: nothing more is to be written
+	reason    string                                // for the lease
+	confirmed bool                                  // by the host; else it counts as done on somebody's word
+	record    func(tx store.Tx, l core.Lease) error // nil: nothing more is to be written
 }
 
 // confirmGone ends a member of which nothing exists any more: the lease goes into
-// quarantine.
+// quarantine. An address by DHCP does not rest once its host has given it back: from then
+// on its server may give it to anybody.
 func (f *Fleet) confirmGone(ctx context.Context, m *member, how end) error {
 	f.mu.Lock()
 	row := m.Member
@@ -185,6 +187,9 @@ func (f *Fleet) confirmGone(ctx context.Context, m *member, how end) error {
 	err := f.change(ctx, func(tx store.Tx, s *spaces) error {
 		if have, err := tx.GetMember(row.ID); err == nil && have.State == core.MemberGone {
 			return nil // confirmed twice at once
+		}
+		if how.confirmed && leasedElsewhere(tx, row) {
+			reusableAt = f.opts.Now()
 		}
 		if err := tx.PutMember(row); err != nil {
 			return err
@@ -227,6 +232,7 @@ func (f *Fleet) keep() {
 		}
 		f.save()
 		f.renew(f.done)
+		f.adoptAll(f.done)
 		for m, reason := range f.overdue() {
 			if err := f.remove(f.done, m, reason); err != nil {
 				f.log.Warn("a member could not be removed, will try again", "member", m.ID, "error", err)
