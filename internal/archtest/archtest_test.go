@@ -37,6 +37,7 @@ var rules = []struct {
 	{"internal/host", []string{"internal/connector", "internal/gateway", "internal/store", "internal/service", "internal/fleet", "github.com/jackc"}, "a host reads no data and talks to no data source"},
 	{"internal/hostnet", []string{"internal/store", "internal/service", "internal/sandbox", "internal/fleet"}, "networks know nothing of who asks for them"},
 	{"internal/dhcp", []string{module}, "leases know nothing of members, networks and who asks for them"},
+	{"internal/arp", []string{module}, "frames know nothing of members and networks"},
 	{"internal/sandbox", []string{"internal/store", "internal/service", "internal/hostnet", "internal/fleet"}, "sandboxes know nothing of who asks for them"},
 	{"internal/service", []string{"internal/hostnet", "internal/sandbox", "internal/gateway", "internal/connector", "github.com/vishvananda", "github.com/jackc"}, "the service reaches hosts and members over the wire only"},
 	{"internal/fleet", []string{"internal/service", "internal/hostnet", "internal/sandbox", "internal/gateway", "internal/seal"}, "the fleet knows nothing of queries and credentials"},

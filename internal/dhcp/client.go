@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"time"
@@ -13,27 +12,6 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
 )
 
-// ErrSilent is the error of an exchange that no server answered.
-var ErrSilent = errors.New("no DHCP server answered")
-
-// RefusedError is a server's NAK.
-type RefusedError struct {
-	Server netip.Addr
-	Text   string // the server's own
-}
-
-// Error implements error.
-func (e *RefusedError) Error() string {
-	return fmt.Sprintf("the DHCP server %s refused it (NAK%s)", e.Server, text(e.Text))
-}
-
-func text(s string) string {
-	if s == "" {
-		return ""
-	}
-	return ": " + s
-}
-
 // Client speaks with the DHCP servers of a network through one interface of it. All
 // messages carry that interface's MAC, behind which every address is found; the
 // clients differ by their identifiers.
@@ -41,6 +19,8 @@ type Client struct {
 	MAC net.HardwareAddr // Required
 	// Open gives a connection for one exchange, which sends as an address. Required.
 	Open func(from netip.Addr) (net.PacketConn, error)
+	// Owner asks the network whose an address is: nil is nobody. Required.
+	Owner func(ctx context.Context, a netip.Addr) (net.HardwareAddr, error)
 	// Network is the prefix that the interface is on: servers elsewhere are reached
 	// through a relay. Required.
 	Network netip.Prefix
@@ -48,56 +28,62 @@ type Client struct {
 	Timeout time.Duration
 }
 
-// tries is how often a message is sent before its exchange fails.
-const tries = 3
+const (
+	// tries is how often a message is sent before its exchange fails.
+	tries = 3
+	// patience is for how long a good answer is waited for after one that is none: a
+	// network may have several servers, and one of them may be nobody's.
+	patience = 300 * time.Millisecond
+)
 
-// Request obtains an address for a client, the hinted one if the server agrees.
-func (c *Client) Request(ctx context.Context, client string, hint netip.Addr) (Lease, error) {
-	var got *nclient4.Lease
-	options := c.options(client)
-	if hint.IsValid() {
-		options = append(options, dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(hint.AsSlice())))
-	}
-	err := c.exchange(netip.Addr{}, netip.Addr{}, func(n *nclient4.Client) error {
-		offer, err := n.DiscoverOffer(ctx, options...)
-		if err == nil { // the library adds the offered address itself
-			got, err = n.RequestFromOffer(ctx, offer, c.options(client)...)
-		}
-		return err
-	})
+// Request obtains an address that fits, the hinted one if a server agrees. Offers that don't
+// fit are left alone.
+func (c *Client) Request(ctx context.Context, client string, hint netip.Addr, fits func(netip.Addr) error) (Lease, error) {
+	discover, err := dhcpv4.NewDiscovery(c.MAC, append(c.options(client), requested(hint))...)
 	if err != nil {
 		return Lease{}, err
 	}
-	return leaseOf(client, got.ACK, time.Now())
+	var got Lease
+	err = c.exchange(netip.Addr{}, netip.Addr{}, func(n *nclient4.Client) error {
+		offer, err := c.ask(ctx, n, discover, func(m *dhcpv4.DHCPv4) error { return judgeOffer(m, fits) })
+		if err != nil {
+			return err
+		}
+		request, err := dhcpv4.NewRequestFromOffer(offer, c.options(client)...)
+		if err != nil {
+			return err
+		}
+		want, sent := Lease{Client: client, Address: addrOf(offer.YourIPAddr), Server: addrOf(offer.ServerIdentifier())}, time.Now()
+		ack, err := c.ask(ctx, n, request, func(m *dhcpv4.DHCPv4) error { return judgeAnswer(m, want, false) })
+		if err == nil {
+			got = leaseOf(want, ack, sent)
+		}
+		return err
+	})
+	return got, err
 }
 
 // Extend asks for more time, the lease's own server or, to rebind, any.
 func (c *Client) Extend(ctx context.Context, l Lease, rebind bool) (Lease, error) {
 	to := l.Server
-	options := append(c.options(l.Client), dhcpv4.WithMessageType(dhcpv4.MessageTypeRequest), dhcpv4.WithClientIP(l.Address.AsSlice()))
 	if rebind || !c.Network.Contains(to) {
 		to = netip.Addr{}
 	}
-	request, err := dhcpv4.New(append(options, dhcpv4.WithHwAddr(c.MAC))...)
+	request, err := dhcpv4.New(append(c.options(l.Client), dhcpv4.WithMessageType(dhcpv4.MessageTypeRequest),
+		dhcpv4.WithClientIP(l.Address.AsSlice()), dhcpv4.WithHwAddr(c.MAC))...)
 	if err != nil {
 		return Lease{}, err
 	}
-	var answer *dhcpv4.DHCPv4
-	err = c.exchange(l.Address, to, func(n *nclient4.Client) (err error) {
-		answer, err = n.SendAndRead(ctx, n.RemoteAddr(), request, nclient4.IsMessageType(dhcpv4.MessageTypeAck, dhcpv4.MessageTypeNak))
-		if err == nil && answer.MessageType() == dhcpv4.MessageTypeNak {
-			err = &nclient4.ErrNak{Nak: answer}
+	var got Lease
+	err = c.exchange(l.Address, to, func(n *nclient4.Client) error {
+		sent := time.Now()
+		ack, err := c.ask(ctx, n, request, func(m *dhcpv4.DHCPv4) error { return judgeAnswer(m, l, rebind) })
+		if err == nil {
+			got = leaseOf(l, ack, sent)
 		}
 		return err
 	})
-	if err != nil {
-		return Lease{}, err
-	}
-	renewed, err := leaseOf(l.Client, answer, time.Now())
-	if err == nil && renewed.Address != l.Address {
-		err = fmt.Errorf("the DHCP server %s answers with %s in place of %s", renewed.Server, renewed.Address, l.Address)
-	}
-	return renewed, err
+	return got, err
 }
 
 // Release gives an address back. No server answers that.
@@ -106,34 +92,43 @@ func (c *Client) Release(l Lease) error {
 	if !c.Network.Contains(to) {
 		to = netip.Addr{}
 	}
-	return c.exchange(l.Address, to, func(n *nclient4.Client) error {
-		m, err := dhcpv4.New(dhcpv4.WithMessageType(dhcpv4.MessageTypeRelease), dhcpv4.WithHwAddr(c.MAC), dhcpv4.WithClientIP(l.Address.AsSlice()),
-			clientID(l.Client), dhcpv4.WithOption(dhcpv4.OptServerIdentifier(l.Server.AsSlice())))
-		if err == nil {
-			_, err = n.SendAndRead(expired(), n.RemoteAddr(), m, nil)
-		}
-		if errors.Is(err, context.Canceled) {
-			return nil // sent, and not waited for
-		}
-		return err
-	})
+	return c.tell(l.Address, to, dhcpv4.WithMessageType(dhcpv4.MessageTypeRelease), dhcpv4.WithClientIP(l.Address.AsSlice()),
+		dhcpv4.WithHwAddr(c.MAC), clientID(l.Client), dhcpv4.WithOption(dhcpv4.OptServerIdentifier(l.Server.AsSlice())))
 }
 
-func expired() context.Context {
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	return ctx
+// Decline tells a server that an address which it gave is somebody else's. No server
+// answers that.
+func (c *Client) Decline(l Lease) error {
+	return c.tell(netip.Addr{}, netip.Addr{}, dhcpv4.WithMessageType(dhcpv4.MessageTypeDecline), requested(l.Address),
+		dhcpv4.WithHwAddr(c.MAC), clientID(l.Client), dhcpv4.WithOption(dhcpv4.OptServerIdentifier(l.Server.AsSlice())))
+}
+
+// Probe is a TakenError if somebody on the network has an address.
+func (c *Client) Probe(ctx context.Context, a netip.Addr) error {
+	mac, err := c.Owner(ctx, a)
+	if err == nil && mac != nil {
+		return &TakenError{Address: a, MAC: mac}
+	}
+	return err
 }
 
 // options are those of each request. Answers are broadcast: nobody has the address yet.
 func (c *Client) options(client string) []dhcpv4.Modifier {
-	return []dhcpv4.Modifier{clientID(client), dhcpv4.WithBroadcast(true),
+	return []dhcpv4.Modifier{clientID(client), dhcpv4.WithBroadcast(true), dhcpv4.WithOption(dhcpv4.OptMaxMessageSize(nclient4.MaxMessageSize)),
 		dhcpv4.WithRequestedOptions(dhcpv4.OptionSubnetMask, dhcpv4.OptionIPAddressLeaseTime, dhcpv4.OptionRenewTimeValue, dhcpv4.OptionRebindingTimeValue)}
 }
 
 // clientID is opaque to servers: its type is 0, no hardware's.
 func clientID(client string) dhcpv4.Modifier {
 	return dhcpv4.WithOption(dhcpv4.OptClientIdentifier(append([]byte{0}, client...)))
+}
+
+// requested asks for an address, if there is one to ask for.
+func requested(a netip.Addr) dhcpv4.Modifier {
+	if !a.IsValid() {
+		return func(*dhcpv4.DHCPv4) {}
+	}
+	return dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(a.AsSlice()))
 }
 
 // exchange runs f with a connection of its own; an invalid server is every server.
@@ -146,32 +141,59 @@ func (c *Client) exchange(from, server netip.Addr, f func(*nclient4.Client) erro
 	if server.IsValid() {
 		to.IP = server.AsSlice()
 	}
-	n, err := nclient4.NewWithConn(conn, c.MAC, nclient4.WithServerAddr(to), nclient4.WithTimeout(cmp.Or(c.Timeout, time.Second)), nclient4.WithRetry(tries))
+	n, err := nclient4.NewWithConn(conn, c.MAC, nclient4.WithServerAddr(to), nclient4.WithTimeout(c.timeout()), nclient4.WithRetry(tries))
 	if err != nil {
 		return errors.Join(err, conn.Close())
 	}
 	defer n.Close() //nolint:errcheck // a socket of one exchange
-	err = f(n)
-	var nak *nclient4.ErrNak
+	return f(n)
+}
+
+func (c *Client) timeout() time.Duration { return cmp.Or(c.Timeout, time.Second) }
+
+// ask sends a message until an answer is judged good. One that is ignored is as if it had
+// not come; any other is the exchange's error, unless a good one follows.
+func (c *Client) ask(ctx context.Context, n *nclient4.Client, m *dhcpv4.DHCPv4, judge func(*dhcpv4.DHCPv4) error) (*dhcpv4.DHCPv4, error) {
+	// A bound of its own: each message that is no answer begins the library's wait anew.
+	limit, cancel := context.WithTimeout(ctx, c.timeout()*(1<<tries-1))
+	defer cancel()
+	var bad error
+	answer, err := n.SendAndRead(limit, n.RemoteAddr(), m, func(a *dhcpv4.DHCPv4) bool {
+		err := judge(a)
+		if err != nil && bad == nil && !errors.Is(err, errIgnored) {
+			bad = err
+			time.AfterFunc(patience, cancel)
+		}
+		return err == nil
+	})
 	switch {
-	case errors.As(err, &nak):
-		return &RefusedError{Server: addrOf(nak.Nak.ServerIdentifier()), Text: nak.Nak.Message()}
+	case err == nil:
+		return answer, nil
+	case bad != nil:
+		return nil, bad
 	case errors.Is(err, nclient4.ErrNoResponse), errors.Is(err, context.DeadlineExceeded):
-		return ErrSilent
+		return nil, ErrSilent
 	}
-	return err
+	return nil, err
 }
 
-// leaseOf reads a server's ACK.
-func leaseOf(client string, ack *dhcpv4.DHCPv4, now time.Time) (Lease, error) {
-	l := Lease{Client: client, Address: addrOf(ack.YourIPAddr), Server: addrOf(ack.ServerIdentifier())}
-	if !l.Address.Is4() || l.Address.IsUnspecified() {
-		return Lease{}, fmt.Errorf("the DHCP server %s answers without an address", l.Server)
+// tell sends a message that nobody answers.
+func (c *Client) tell(from, server netip.Addr, of ...dhcpv4.Modifier) error {
+	m, err := dhcpv4.New(of...)
+	if err != nil {
+		return err
 	}
-	return timed(l, now, ack.IPAddressLeaseTime(0), ack.IPAddressRenewalTime(0), ack.IPAddressRebindingTime(0)), nil
+	return c.exchange(from, server, func(n *nclient4.Client) error {
+		_, err := n.SendAndRead(expired(), n.RemoteAddr(), m, nil)
+		if errors.Is(err, context.Canceled) {
+			return nil // sent, and not waited for
+		}
+		return err
+	})
 }
 
-func addrOf(ip net.IP) netip.Addr {
-	a, _ := netip.AddrFromSlice(ip)
-	return a.Unmap()
+func expired() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
 }

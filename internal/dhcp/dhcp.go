@@ -61,6 +61,8 @@ func next(l Lease, now time.Time, every time.Duration) (duty, time.Time) {
 	switch {
 	case !now.Before(l.Expires):
 		return dutyGone, time.Time{}
+	case now.Before(l.Obtained): // the clock was set back: how much is left, only a server knows
+		return again(dutyRebind, now.Add(l.Expires.Sub(l.Obtained)))
 	case !now.Before(l.Rebind):
 		return again(dutyRebind, l.Expires)
 	case !now.Before(l.Renew):

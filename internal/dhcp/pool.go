@@ -12,9 +12,11 @@ import (
 
 // Exchanger speaks with servers: a Client, or a fake.
 type Exchanger interface {
-	Request(ctx context.Context, client string, hint netip.Addr) (Lease, error)
+	Request(ctx context.Context, client string, hint netip.Addr, fits func(netip.Addr) error) (Lease, error)
 	Extend(ctx context.Context, l Lease, rebind bool) (Lease, error)
 	Release(l Lease) error
+	Decline(l Lease) error
+	Probe(ctx context.Context, a netip.Addr) error
 }
 
 // Options configure a Pool.
@@ -22,10 +24,13 @@ type Options struct {
 	Exchange Exchanger // Required
 	// Leases are those that an earlier process had.
 	Leases []Lease
+	// Lost are clients that have lost theirs since, and why.
+	Lost map[string]string
 	// Fits says why an address that a server gave can't be a client's, or nil. Required.
 	Fits func(client string, a netip.Addr) error
-	// Hint is an address to ask for, for a client that may have any. Required.
-	Hint func(client string) netip.Addr
+	// Hint is an address to ask for, for a client that may have any; again says that what
+	// servers gave did not do. Required.
+	Hint func(client string, again bool) netip.Addr
 	// Save writes all leases down, before any of them is used. Required.
 	Save func([]Lease) error
 	// Changed is called after each change of States, from any goroutine. Required.
@@ -62,7 +67,9 @@ type Pool struct {
 
 	mu      sync.Mutex
 	clients map[string]*client
-	earlier map[string]Lease // of an earlier process, until the first Set
+	earlier map[string]Lease         // of an earlier process, until the first Set
+	freed   map[netip.Addr]time.Time // when addresses were released that had been ours
+	begun   time.Time
 	ended   bool
 	work    sync.WaitGroup
 	saving  sync.Mutex // taken before mu
@@ -87,7 +94,7 @@ func NewPool(opts Options) *Pool {
 	if opts.Every == 0 {
 		opts.Every = time.Minute
 	}
-	p := &Pool{opts: opts, clients: map[string]*client{}, earlier: map[string]Lease{}}
+	p := &Pool{opts: opts, clients: map[string]*client{}, earlier: map[string]Lease{}, freed: map[netip.Addr]time.Time{}, begun: time.Now()}
 	for _, l := range opts.Leases {
 		p.earlier[l.Client] = l
 	}
@@ -117,6 +124,16 @@ func (p *Pool) Set(wanted []Wanted) {
 	}
 }
 
+// Resume keeps the leases of an earlier process until a Set, or another pool, says who is
+// wanted. A client that loses its lease meanwhile gets no other.
+func (p *Pool) Resume() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, l := range p.earlier {
+		p.start(Wanted{ID: id, Address: l.Address})
+	}
+}
+
 // start begins to look after a client. The caller holds mu.
 func (p *Pool) start(w Wanted) {
 	if p.ended {
@@ -127,6 +144,9 @@ func (p *Pool) start(w Wanted) {
 	delete(p.earlier, w.ID)
 	if time.Now().Before(c.lease.Expires) {
 		c.state.Address = c.lease.Address
+	}
+	if why := p.opts.Lost[w.ID]; !w.Keen && !c.lease.Address.IsValid() {
+		c.state.Lost = why
 	}
 	p.clients[w.ID] = c
 	p.work.Go(func() {
@@ -160,13 +180,13 @@ func (p *Pool) Close() {
 // look keeps one client's lease until it is wanted no more.
 func (p *Pool) look(ctx context.Context, c *client) {
 	for ctx.Err() == nil {
-		if !c.lease.Address.IsValid() {
-			p.obtain(ctx, c)
-		} else {
-			p.hold(ctx, c)
-		}
-		if p.state(c).Lost != "" {
+		switch {
+		case p.state(c).Lost != "":
 			<-ctx.Done()
+		case !c.lease.Address.IsValid():
+			p.obtain(ctx, c)
+		default:
+			p.hold(ctx, c)
 		}
 	}
 	if !errors.Is(context.Cause(ctx), errUnwanted) {
@@ -183,13 +203,14 @@ func (p *Pool) look(ctx context.Context, c *client) {
 func (p *Pool) obtain(ctx context.Context, c *client) {
 	begun := time.Now()
 	var last error // of an attempt that had all its time
+	wait := min(time.Second, p.opts.GiveUp/10)
 	for {
 		want := p.wanted(c)
 		limit, cancel := ctx, func() {}
 		if !want.Keen {
 			limit, cancel = context.WithDeadline(ctx, begun.Add(p.opts.GiveUp))
 		}
-		l, err := p.request(limit, want)
+		l, err := p.request(limit, want, last != nil)
 		if err == nil {
 			err = p.take(c, l)
 		}
@@ -209,33 +230,85 @@ func (p *Pool) obtain(ctx context.Context, c *client) {
 			return
 		}
 		p.change(c, func(s *State) { s.Problem = reason })
-		pause(ctx, min(time.Second, p.opts.GiveUp/10))
+		pause(ctx, wait)
+		if want.Keen { // which asks for ever
+			wait = min(2*wait, p.opts.GiveUp/2)
+		}
 	}
 }
 
-// request asks once, for an address that fits.
-func (p *Pool) request(ctx context.Context, want Wanted) (Lease, error) {
+// request asks once, for an address that fits and that nobody on the network has.
+func (p *Pool) request(ctx context.Context, want Wanted, again bool) (Lease, error) {
 	hint := want.Address
 	if !hint.IsValid() {
-		hint = p.opts.Hint(want.ID)
+		hint = p.opts.Hint(want.ID, again)
 	}
-	l, err := p.opts.Exchange.Request(ctx, want.ID, hint)
+	l, err := p.opts.Exchange.Request(ctx, want.ID, hint, func(a netip.Addr) error { return p.fits(want, a) })
+	if err != nil || p.justFreed(l.Address) {
+		return l, err
+	}
+	err = p.opts.Exchange.Probe(ctx, l.Address)
+	if err == nil {
+		return l, nil
+	}
+	back := p.opts.Exchange.Release
+	if taken := new(TakenError); errors.As(err, &taken) {
+		p.opts.Logger.Warn("an address by DHCP is somebody else's: it is declined", "client", want.ID, "address", l.Address, "server", l.Server, "mac", taken.MAC)
+		back = p.opts.Exchange.Decline
+	}
+	return Lease{}, errors.Join(err, back(l))
+}
+
+func (p *Pool) fits(want Wanted, a netip.Addr) error {
+	if want.Address.IsValid() && a != want.Address {
+		return fmt.Errorf("the DHCP server gives %s in place of %s", a, want.Address)
+	}
+	p.mu.Lock()
+	err := p.held(want.ID, a)
+	p.mu.Unlock()
 	if err != nil {
-		return Lease{}, err
+		return err
 	}
-	err = p.opts.Fits(want.ID, l.Address)
-	if want.Address.IsValid() && l.Address != want.Address {
-		err = fmt.Errorf("the DHCP server %s gives %s in place of %s", l.Server, l.Address, want.Address)
+	return p.opts.Fits(want.ID, a)
+}
+
+// errHeld is in the error for an address that another client of the pool has.
+var errHeld = errors.New("does it tell clients apart by their MAC alone?")
+
+// held is an error if another client has an address. The caller holds mu.
+func (p *Pool) held(id string, a netip.Addr) error {
+	for other, c := range p.clients {
+		if other != id && c.lease.Address == a {
+			return fmt.Errorf("the DHCP server gives %s, which %s has: %w", a, other, errHeld)
+		}
 	}
-	if err != nil {
-		return Lease{}, errors.Join(err, p.opts.Exchange.Release(l))
+	return nil
+}
+
+// resting is for how long after its release nobody else can be thought to have begun to
+// use an address: most servers give the one first that was free longest.
+const resting = 30 * time.Second
+
+// justFreed says that the pool had an address until a moment ago, and need not ask for it.
+func (p *Pool) justFreed(a netip.Addr) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for a, t := range p.freed {
+		if time.Since(t) > resting {
+			delete(p.freed, a)
+		}
 	}
-	return l, nil
+	_, ok := p.freed[a]
+	return ok
 }
 
 // take gives the client a lease, once that is written down.
 func (p *Pool) take(c *client, l Lease) error {
-	if err := p.save(c, l); err != nil {
+	err := p.save(c, l)
+	switch {
+	case errors.Is(err, errHeld):
+		return err // to release it would take it from the other
+	case err != nil:
 		return errors.Join(fmt.Errorf("the lease can't be written down: %w", err), p.opts.Exchange.Release(l))
 	}
 	p.opts.Logger.Info("an address was leased by DHCP", "client", l.Client, "address", l.Address, "server", l.Server, "until", l.Expires)
@@ -249,10 +322,14 @@ func (p *Pool) hold(ctx context.Context, c *client) {
 		what, again := next(c.lease, time.Now(), p.opts.Every)
 		switch what {
 		case dutyGone:
-			p.expire(c, fmt.Sprintf("its DHCP lease of %s has expired: %s did not extend it", c.lease.Address, c.lease.Server))
+			why := fmt.Sprintf("%s did not extend it", c.lease.Server)
+			if c.lease.Expires.Before(p.begun) {
+				why = "the host was not there to extend it"
+			}
+			p.expire(c, fmt.Sprintf("its DHCP lease of %s has expired at %s: %s", c.lease.Address, c.lease.Expires.UTC().Format(time.RFC3339), why))
 			return
 		case dutyRenew, dutyRebind:
-			l, err := p.opts.Exchange.Extend(ctx, c.lease, what == dutyRebind)
+			l, err := p.extend(ctx, c.lease, what)
 			var refused *RefusedError
 			switch {
 			case errors.As(err, &refused):
@@ -269,6 +346,17 @@ func (p *Pool) hold(ctx context.Context, c *client) {
 		}
 		pause(ctx, time.Until(again))
 	}
+}
+
+// extend asks for more time until the lease's next stage, and not beyond.
+func (p *Pool) extend(ctx context.Context, l Lease, what duty) (Lease, error) {
+	end := l.Rebind
+	if what == dutyRebind {
+		end = l.Expires
+	}
+	ctx, cancel := context.WithDeadline(ctx, end)
+	defer cancel()
+	return p.opts.Exchange.Extend(ctx, l, what == dutyRebind)
 }
 
 // expire ends a lease that the client no longer has.
@@ -293,6 +381,10 @@ func (p *Pool) giveUp(c *client) {
 		return
 	}
 	l := c.lease
+	p.change(c, func(s *State) { *s = State{} }) // nobody answers for it any more
+	p.mu.Lock()
+	p.freed[l.Address] = time.Now()
+	p.mu.Unlock()
 	err := p.opts.Exchange.Release(l)
 	if err == nil {
 		p.opts.Logger.Info("an address was released by DHCP", "client", l.Client, "address", l.Address, "server", l.Server)
@@ -312,6 +404,10 @@ func (p *Pool) save(c *client, l Lease) error {
 	p.saving.Lock()
 	defer p.saving.Unlock()
 	p.mu.Lock()
+	if err := p.held(l.Client, l.Address); err != nil && l.Address.IsValid() {
+		p.mu.Unlock()
+		return err
+	}
 	var all []Lease
 	for _, l := range p.earlier {
 		all = append(all, l)

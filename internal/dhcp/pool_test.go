@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -68,21 +69,29 @@ type fake struct {
 	extend   func(l Lease, rebind bool) (Lease, error)
 	life     time.Duration
 	t1, t2   time.Duration
+	taken    map[netip.Addr]bool // by others on the network
+	deaf     error               // of each probe
 	asked    []string
+	probed   []netip.Addr
 	released []netip.Addr
+	declined []netip.Addr
 	rebinds  int
 }
 
-func (f *fake) Request(_ context.Context, client string, hint netip.Addr) (Lease, error) {
+func (f *fake) Request(_ context.Context, client string, hint netip.Addr, fits func(netip.Addr) error) (Lease, error) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.asked = append(f.asked, client+" "+hint.String())
 	if f.err != nil {
+		defer f.mu.Unlock()
 		return Lease{}, f.err
 	}
 	a := f.gives[0]
 	if len(f.gives) > 1 {
 		f.gives = f.gives[1:]
+	}
+	f.mu.Unlock()
+	if err := fits(a); err != nil {
+		return Lease{}, err
 	}
 	return timed(Lease{Client: client, Address: a, Server: server}, time.Now(), f.life, f.t1, f.t2), nil
 }
@@ -103,6 +112,23 @@ func (f *fake) Release(l Lease) error {
 	return nil
 }
 
+func (f *fake) Decline(l Lease) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.declined = append(f.declined, l.Address)
+	return nil
+}
+
+func (f *fake) Probe(_ context.Context, a netip.Addr) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.probed = append(f.probed, a)
+	if f.taken[a] {
+		return &TakenError{Address: a, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 9}}
+	}
+	return f.deaf
+}
+
 // bench is a pool on a fake network.
 type bench struct {
 	*testing.T
@@ -116,7 +142,7 @@ func newBench(t *testing.T, f *fake, change func(*Options)) *bench {
 	b := &bench{T: t, net: f}
 	o := Options{
 		Exchange: f, Logger: slog.New(slog.DiscardHandler), Changed: func() {}, GiveUp: 20 * time.Second, Every: time.Millisecond,
-		Hint: func(string) netip.Addr { return second },
+		Hint: func(string, bool) netip.Addr { return second },
 		Fits: func(_ string, a netip.Addr) error {
 			if a == server {
 				return errors.New("192.168.10.1 is not in the subnet")
@@ -174,8 +200,11 @@ func TestPoolObtainsAndReleases(t *testing.T) {
 	b.until("m-1 is gone", func(s map[string]State) bool { return len(s) == 1 })
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if want := []netip.Addr{server, first}; !slices.Equal(f.released, want) {
-		t.Errorf("released: %v; want %v", f.released, want)
+	if want := []netip.Addr{first}; !slices.Equal(f.released, want) {
+		t.Errorf("released: %v; want %v: what does not fit is not taken", f.released, want)
+	}
+	if want := []netip.Addr{first, second}; !slices.Equal(f.probed, want) {
+		t.Errorf("probed: %v; want %v", f.probed, want)
 	}
 	if want := "m-1 192.168.10.141"; f.asked[0] != want {
 		t.Errorf("asked for %q; want %q", f.asked[0], want)
@@ -200,7 +229,9 @@ func TestPoolLoses(t *testing.T) {
 		"nothing fits":         {&fake{gives: []netip.Addr{server}, life: time.Hour}, Wanted{ID: "m-1"}, "192.168.10.1 is not in the subnet (for "},
 		"another address":      {&fake{gives: []netip.Addr{second}, life: time.Hour}, Wanted{ID: "m-1", Address: first}, "gives 192.168.10.141 in place of 192.168.10.140"},
 		"refused when renewed": {&fake{gives: []netip.Addr{first}, life: time.Hour, t1: time.Millisecond, extend: nak}, Wanted{ID: "m-1"}, "lease of 192.168.10.140 was not extended: the DHCP server 192.168.10.1 refused it (NAK: wrong network)"},
-		"expired":              {&fake{gives: []netip.Addr{first}, life: 40 * time.Millisecond, extend: silent}, Wanted{ID: "m-1"}, "lease of 192.168.10.140 has expired"},
+		"somebody has it":      {&fake{gives: []netip.Addr{first}, life: time.Hour, taken: map[netip.Addr]bool{first: true}}, Wanted{ID: "m-1"}, "the DHCP server gives 192.168.10.140, which 02:00:00:00:00:09 has already (for "},
+		"no way to probe":      {&fake{gives: []netip.Addr{first}, life: time.Hour, deaf: errors.New("no buffer space")}, Wanted{ID: "m-1"}, "no buffer space (for "},
+		"expired":              {&fake{gives: []netip.Addr{first}, life: 40 * time.Millisecond, extend: silent}, Wanted{ID: "m-1"}, "lease of 192.168.10.140 has expired at "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -288,4 +319,96 @@ func TestPoolNeedsTheDisk(t *testing.T) {
 	if len(f.released) == 0 {
 		t.Error("the address was not released")
 	}
+}
+
+// TestPoolDeclines: an address that somebody has is declined, not released, and another is
+// asked for; one that was ours until now is not probed.
+func TestPoolDeclines(t *testing.T) {
+	t.Parallel()
+	f := &fake{gives: []netip.Addr{first, second}, life: time.Hour, taken: map[netip.Addr]bool{first: true}}
+	b := newBench(t, f, func(o *Options) { o.GiveUp = time.Second })
+	b.Set([]Wanted{{ID: "m-1"}})
+	b.holds("m-1", second)
+	b.Set([]Wanted{{ID: "m-2"}})
+	b.until("m-1 is gone", func(s map[string]State) bool { return len(s) == 1 })
+	b.holds("m-2", second)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !slices.Equal(f.declined, []netip.Addr{first}) || !slices.Equal(f.released, []netip.Addr{second}) {
+		t.Errorf("declined %v, released %v; want %v, %v", f.declined, f.released, first, second)
+	}
+	if want := []netip.Addr{first, second}; !slices.Equal(f.probed, want) {
+		t.Errorf("probed %v; want %v: the second time it was just given back", f.probed, want)
+	}
+}
+
+// TestPoolHasNoAddressTwice: a server that tells clients apart by their MAC gives all of
+// them one address; it stays the first one's.
+func TestPoolHasNoAddressTwice(t *testing.T) {
+	t.Parallel()
+	f := &fake{gives: []netip.Addr{first}, life: time.Hour}
+	b := newBench(t, f, func(o *Options) { o.GiveUp = 100 * time.Millisecond })
+	b.Set([]Wanted{{ID: "own", Keen: true}})
+	b.holds("own", first)
+	b.Set([]Wanted{{ID: "own", Keen: true}, {ID: "m-1"}})
+	b.until("m-1 is lost", func(s map[string]State) bool {
+		return strings.Contains(s["m-1"].Lost, "gives 192.168.10.140, which own has: does it tell clients apart by their MAC alone?")
+	})
+	b.Set([]Wanted{{ID: "own", Keen: true}})
+	b.until("m-1 is gone", func(s map[string]State) bool { return len(s) == 1 })
+	b.holds("own", first)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.released) != 0 {
+		t.Errorf("released %v; it is the other's", f.released)
+	}
+}
+
+// TestPoolResumes: leases of an earlier process are extended although nobody says yet who
+// is wanted; what is lost meanwhile stays lost, and the next pool says why.
+func TestPoolResumes(t *testing.T) {
+	t.Parallel()
+	lease := func(id string, a netip.Addr, begun time.Time) Lease {
+		return timed(Lease{Client: id, Address: a, Server: server}, begun, time.Hour, time.Minute, 0)
+	}
+	f := &fake{gives: []netip.Addr{second}, life: time.Hour}
+	f.extend = func(l Lease, _ bool) (Lease, error) { return timed(l, time.Now(), 2*time.Hour, 0, 0), nil }
+	old := []Lease{lease("m-1", first, time.Now().Add(-30*time.Minute)), lease("m-2", second, time.Now().Add(-2*time.Hour))}
+	b := newBench(t, f, func(o *Options) { o.Leases = old })
+	b.Resume()
+	b.until("m-1 is extended, m-2 is lost", func(s map[string]State) bool {
+		got := b.leases()
+		return len(got) == 1 && got[0].Client == "m-1" && time.Until(got[0].Expires) > 90*time.Minute && s["m-2"].Lost != ""
+	})
+	b.Close()
+	why := b.States()["m-2"].Lost
+	if !strings.Contains(why, "lease of 192.168.10.141 has expired at ") || !strings.Contains(why, "the host was not there to extend it") {
+		t.Errorf("m-2 is lost because %q", why)
+	}
+	next := newBench(t, f, func(o *Options) {
+		o.Leases, o.Lost = b.leases(), map[string]string{"m-2": why, "own": "it expired, too"}
+	})
+	next.Set([]Wanted{{ID: "m-1", Address: first}, {ID: "m-2", Address: second}, {ID: "own", Keen: true}})
+	next.holds("own", second)
+	if s := next.States(); s["m-1"].Address != first || s["m-2"].Lost != why || s["m-2"].Address.IsValid() {
+		t.Errorf("the next pool has %+v", s)
+	}
+}
+
+// TestPoolStopsAtTheEnd: a server that is being asked for more time when the lease ends does
+// not prolong it.
+func TestPoolStopsAtTheEnd(t *testing.T) {
+	t.Parallel()
+	silent := &slow{fake: &fake{gives: []netip.Addr{first}, life: 300 * time.Millisecond}}
+	b := newBench(t, silent.fake, func(o *Options) { o.Exchange = silent })
+	b.Set([]Wanted{{ID: "m-1"}})
+	b.until("it is lost", func(s map[string]State) bool { return strings.Contains(s["m-1"].Lost, "has expired") })
+}
+
+// slow never answers those who ask for more time.
+type slow struct{ *fake }
+
+func (s *slow) Extend(ctx context.Context, _ Lease, _ bool) (Lease, error) {
+	<-ctx.Done()
+	return Lease{}, ErrSilent
 }

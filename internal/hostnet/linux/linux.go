@@ -81,8 +81,11 @@ type Network struct {
 	reaper   *reaper
 	prepared prepared
 
-	changes   chan struct{} // capacity 1: a lease came or went
-	leaseFile sync.Mutex
+	changes    chan struct{} // capacity 1: a lease came or went
+	leaseFile  sync.Mutex
+	uplinkFile sync.Mutex
+	resuming   sync.Mutex
+	resumed    map[uplinkKey]*resumed // leases that no goal has spoken of yet
 
 	meters sync.Mutex // one report of the NAT gateways at a time
 	alarms natAlarms
@@ -127,7 +130,7 @@ func New(o Options) (*Network, error) {
 		own: own, opts: o, names: names{o.Instance}, log: o.Logger,
 		mem:   memory{filepath.Join(o.StateDir, "sysctl-"+o.Instance+".json")},
 		vnets: map[string]*vnet{}, prepared: prepared{spaces: map[string]*space{}}, alarms: natAlarms{}, reaper: newReaper(), ctx: ctx, cancel: cancel,
-		changes: make(chan struct{}, 1),
+		changes: make(chan struct{}, 1), resumed: map[uplinkKey]*resumed{},
 	}, nil
 }
 
@@ -167,6 +170,7 @@ func (n *Network) Up(ctx context.Context) error {
 		return machineError("making the tunnel's namespace", err)
 	}
 	n.host, n.hostSide, n.tunnel = host.at, host, t
+	n.resumeLeases()
 	return nil
 }
 
@@ -246,6 +250,9 @@ func (n *Network) Close() error {
 	defer n.mu.Unlock()
 	n.cancel()
 	n.reaper.wait()
+	for k := range n.resumed {
+		n.endResumed(k)
+	}
 	for uid, v := range n.vnets {
 		v.silence()
 		v.close()

@@ -83,7 +83,7 @@ func (v *vnet) setUplinks(ctx context.Context) {
 			v.askLeases(u)
 			continue
 		}
-		u.goal, u.proxies = g.Uplink, proxies
+		u.goal = g.Uplink
 		err := v.n.ensureUplink(ctx, v, u)
 		u.ready, u.checked = err == nil, time.Now()
 		if err != nil {
@@ -140,9 +140,10 @@ func (n *Network) ensureUplink(ctx context.Context, v *vnet, u *uplink) error {
 	if err := v.at.nl.LinkSetUp(link); err != nil {
 		return fmt.Errorf("bringing it up: %w", err)
 	}
-	if err := v.lease(u, link); err != nil {
+	if err := v.lease(u, link, rec); err != nil {
 		return err
 	}
+	u.proxies = v.leasesOn(u.goal) // again: an earlier process may have leased some of them
 	var why string
 	if u.own = v.uplinkAddress(u.goal); u.leasing != nil {
 		u.own, why = u.ownLease()
@@ -150,7 +151,9 @@ func (n *Network) ensureUplink(ctx context.Context, v *vnet, u *uplink) error {
 	if err := v.at.assert(newLinks(link), v.uplinkState(u)); err != nil {
 		return err
 	}
-	if err := v.at.answerFor(link, u.proxies); err != nil || u.leasing == nil || u.own.IsValid() {
+	begun, err := v.at.answerFor(link, u.proxies)
+	n.announce(v.at, link, begun)
+	if err != nil || u.leasing == nil || u.own.IsValid() {
 		return err
 	}
 	return noOwnLease(u.goal, why)
@@ -217,12 +220,13 @@ func (v *vnet) uplinkAddress(u core.Uplink) netip.Addr {
 	return u.Addressing.Address
 }
 
-// answerFor makes the interface answer ARP for exactly these addresses.
-func (s *space) answerFor(l netlink.Link, list []netip.Addr) error {
+// answerFor makes the interface answer ARP for exactly these addresses, and returns those
+// that it did not answer for before.
+func (s *space) answerFor(l netlink.Link, list []netip.Addr) (begun []netip.Addr, err error) {
 	index := l.Attrs().Index
 	have, err := retryDump(func() ([]netlink.Neigh, error) { return s.nl.NeighProxyList(index, unix.AF_INET) })
 	if err != nil {
-		return err
+		return nil, err
 	}
 	held := map[netip.Addr]bool{}
 	for _, p := range have {
@@ -232,7 +236,7 @@ func (s *space) answerFor(l netlink.Link, list []netip.Addr) error {
 			continue
 		}
 		if err := s.nl.NeighDel(proxy(index, a)); err != nil && !gone(err) {
-			return fmt.Errorf("no longer answering ARP for %s: %w", a, err)
+			return begun, fmt.Errorf("no longer answering ARP for %s: %w", a, err)
 		}
 	}
 	for _, a := range list {
@@ -240,10 +244,11 @@ func (s *space) answerFor(l netlink.Link, list []netip.Addr) error {
 			continue
 		}
 		if err := s.nl.NeighSet(proxy(index, a)); err != nil {
-			return fmt.Errorf("answering ARP for %s: %w", a, err)
+			return begun, fmt.Errorf("answering ARP for %s: %w", a, err)
 		}
+		begun = append(begun, a)
 	}
-	return nil
+	return begun, nil
 }
 
 func proxy(index int, a netip.Addr) *netlink.Neigh {
@@ -305,6 +310,7 @@ func (n *Network) returnUplink(ctx context.Context, r uplinkRecord) error {
 	if err == nil {
 		defer at.close()
 	}
+	n.endResumed(r.key())
 	n.releaseLeases(at, r)
 	if r.Lent != nil {
 		return n.giveBack(host, at, r)

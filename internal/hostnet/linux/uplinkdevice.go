@@ -161,22 +161,31 @@ func (n *Network) addVLAN(at *space, u core.Uplink, rec uplinkRecord) (netlink.L
 	if err := n.uplinkRecords().put(rec); err != nil {
 		return nil, err
 	}
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.ParentIndex, attrs.Namespace = rec.Link, parent.Attrs().Index, netlink.NsFd(at.file.Fd())
-	attrs.Alias = shorten(rec.why(), 250)
-	err = n.host.nl.LinkAdd(&netlink.Vlan{LinkAttrs: attrs, VlanId: u.VLAN.ID, VlanProtocol: netlink.VLAN_PROTOCOL_8021Q})
-	if err == nil {
+	if err = n.host.nl.LinkAdd(vlanLink(u, rec, parent.Attrs().Index, at.file.Fd())); err == nil {
 		return at.nl.LinkByName(rec.Link)
 	}
+	return nil, errors.Join(vlanError(u, err), n.uplinkRecords().drop(rec))
+}
+
+// vlanLink is what the kernel is asked for: a VLAN of a device in the asker's namespace, born
+// in another.
+func vlanLink(u core.Uplink, rec uplinkRecord, parent int, into uintptr) *netlink.Vlan {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.ParentIndex, attrs.Namespace = rec.Link, parent, netlink.NsFd(into)
+	attrs.Alias = shorten(rec.why(), 250)
+	return &netlink.Vlan{LinkAttrs: attrs, VlanId: u.VLAN.ID, VlanProtocol: netlink.VLAN_PROTOCOL_8021Q}
+}
+
+func vlanError(u core.Uplink, err error) error {
 	switch {
 	case errors.Is(err, unix.EEXIST):
-		err = errs.New(errs.Conflict, "the host has VLAN %d of %s already", u.VLAN.ID, u.VLAN.Parent).
+		return errs.New(errs.Conflict, "the host has VLAN %d of %s already", u.VLAN.ID, u.VLAN.Parent).
 			WithHint("remove that device, or name it with device: in place of vlan:")
 	case errors.Is(err, unix.EOPNOTSUPP):
-		err = errs.New(errs.Unavailable, "the host's kernel makes no VLAN devices: %w", err).
+		return errs.New(errs.Unavailable, "the host's kernel makes no VLAN devices: %w", err).
 			WithHint("modprobe 8021q; a kernel without CONFIG_VLAN_8021Q has none: have the switch or the hypervisor give the host an untagged device, and name that with device: or bridge:")
 	}
-	return nil, errors.Join(err, n.uplinkRecords().drop(rec))
+	return fmt.Errorf("making VLAN %d of %s: %w", u.VLAN.ID, u.VLAN.Parent, err)
 }
 
 // joinBridge keeps a veth between V and a bridge of the host.

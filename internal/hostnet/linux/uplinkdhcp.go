@@ -2,6 +2,7 @@ package linux
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/sluice-gateway/sluice/internal/arp"
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/dhcp"
 	"github.com/sluice-gateway/sluice/internal/errs"
@@ -58,9 +60,11 @@ func dhcpUplink(g core.GoalVNet, subnet string) (core.Uplink, bool) {
 
 // lease keeps the uplink's leases; the interface must be up. The uplink's own address is
 // an error until there is one.
-func (v *vnet) lease(u *uplink, link netlink.Link) error {
+func (v *vnet) lease(u *uplink, link netlink.Link, rec uplinkRecord) error {
 	if u.goal.Addressing.Mode != core.AddressingDHCP {
 		u.unlease()
+		v.n.endResumed(rec.key())
+		v.n.releaseLeases(v.at, rec) // an earlier process's
 		return nil
 	}
 	if u.leasing != nil && (u.leasing.link != link.Attrs().Index || !sameUplink(u.leased, u.goal)) {
@@ -80,6 +84,7 @@ func (v *vnet) lease(u *uplink, link netlink.Link) error {
 
 func (v *vnet) openLeasing(u core.Uplink, link netlink.Link) (*leasing, error) {
 	records, uid := v.n.dhcpRecords(), v.goal.UID
+	lost := v.n.endResumed(uplinkKey{uid, u.Name})
 	leases, err := records.load(uid, u.Name)
 	if err != nil {
 		return nil, err
@@ -89,24 +94,58 @@ func (v *vnet) openLeasing(u core.Uplink, link netlink.Link) (*leasing, error) {
 		return nil, errs.New(errs.NotFound, "the virtual network %s has no subnet %q", v.goal.Name, u.Addressing.Subnet)
 	}
 	own := ownClientPrefix + digest(12, v.n.names.instance, uid, u.Name)
-	usable := usable{own, u.Addressing, subnet, v.resolvers()}
+	usable := usable{own, u.Addressing, subnet, v.resolvers(), v.n.hostAddresses}
 	pool := dhcp.NewPool(dhcp.Options{
-		Exchange: dhcpClient(v.at, link, u), Leases: leases, Fits: usable.fits, Hint: usable.hint, GiveUp: v.n.opts.DHCPGiveUp, Logger: v.n.log,
+		Exchange: dhcpClient(v.at, link, u.Addressing.Network), Leases: leases, Lost: lost, Fits: usable.fits, Hint: usable.hint, GiveUp: v.n.opts.DHCPGiveUp, Logger: v.n.log,
 		Save:    func(l []dhcp.Lease) error { return records.save(uid, u.Name, l) },
 		Changed: v.n.poke,
 	})
 	return &leasing{pool: pool, link: link.Attrs().Index, own: own}, nil
 }
 
-func dhcpClient(at *space, link netlink.Link, u core.Uplink) *dhcp.Client {
-	index := link.Attrs().Index
-	return &dhcp.Client{MAC: link.Attrs().HardwareAddr, Network: u.Addressing.Network, Open: func(from netip.Addr) (c net.PacketConn, err error) {
-		err = at.do(func() error {
-			c, err = dhcp.Listen(index, from)
-			return err
-		})
-		return c, err
-	}}
+func dhcpClient(at *space, link netlink.Link, network netip.Prefix) *dhcp.Client {
+	return &dhcp.Client{
+		MAC: link.Attrs().HardwareAddr, Network: network,
+		Open: func(from netip.Addr) (c net.PacketConn, err error) {
+			err = at.do(func() error {
+				c, err = dhcp.Listen(link.Attrs().Index, from)
+				return err
+			})
+			return c, err
+		},
+		Owner: func(ctx context.Context, a netip.Addr) (net.HardwareAddr, error) {
+			c, err := at.listenARP(link)
+			if err != nil {
+				return nil, err
+			}
+			defer c.Close() //nolint:errcheck // a socket of one question
+			return c.Owner(ctx, a)
+		},
+	}
+}
+
+func (s *space) listenARP(link netlink.Link) (c *arp.Conn, err error) {
+	err = s.do(func() error {
+		c, err = arp.Listen(link.Attrs().Index, link.Attrs().HardwareAddr)
+		return err
+	})
+	return c, err
+}
+
+// announce tells the network that addresses are here now: another host, or another
+// machine, may have had them until a moment ago.
+func (n *Network) announce(at *space, link netlink.Link, list []netip.Addr) {
+	if len(list) == 0 {
+		return
+	}
+	c, err := at.listenARP(link)
+	if err == nil {
+		for _, a := range list {
+			err = errors.Join(err, c.Announce(a))
+		}
+		err = errors.Join(err, c.Close())
+	}
+	n.warn("announcing addresses on the network of an uplink", err)
 }
 
 // usable says which addresses of a network its clients can have.
@@ -115,6 +154,7 @@ type usable struct {
 	network   core.UplinkAddressing
 	subnet    core.Subnet
 	resolvers []netip.Addr
+	host      func() ([]netip.Addr, error) // the host's own addresses
 }
 
 func (p usable) fits(client string, a netip.Addr) error {
@@ -123,6 +163,16 @@ func (p usable) fits(client string, a netip.Addr) error {
 		return fmt.Errorf("the DHCP server gives %s, which is not on the network %s", a, p.network.Network)
 	case a == p.network.Gateway, slices.Contains(p.resolvers, a):
 		return fmt.Errorf("the DHCP server gives %s, which is the gateway's or a resolver's", a)
+	case a == p.network.Network.Masked().Addr(), !p.network.Network.Contains(a.Next()):
+		return fmt.Errorf("the DHCP server gives %s, which is no machine's on %s", a, p.network.Network)
+	}
+	host, err := p.host()
+	if err != nil {
+		return fmt.Errorf("reading the host's own addresses: %w", err)
+	}
+	switch {
+	case slices.Contains(host, a): // it answers no ARP on a bridge, where it is out of reach
+		return fmt.Errorf("the DHCP server gives %s, which is the host's own", a)
 	case client == p.own:
 		return nil
 	case !p.subnet.Prefix.Contains(a):
@@ -135,8 +185,9 @@ func (p usable) fits(client string, a netip.Addr) error {
 
 // hint is any address of the subnet, a new one at each question: a server whose pool is
 // wider than the subnet gives the one that it is asked for, if that is free.
-func (p usable) hint(client string) netip.Addr {
-	if client == p.own {
+// The uplink itself needs none of the subnet, but may have to take one.
+func (p usable) hint(client string, again bool) netip.Addr {
+	if client == p.own && !again {
 		return netip.Addr{}
 	}
 	size := uint32(1) << (32 - p.subnet.Prefix.Bits())
@@ -295,10 +346,13 @@ func (d dhcpRecords) save(uid, uplink string, leases []dhcp.Lease) error {
 // releaseLeases gives back what another process leased through an uplink that goes.
 func (n *Network) releaseLeases(at *space, r uplinkRecord) {
 	leases, err := n.dhcpRecords().load(r.VNetUID, r.Uplink)
-	if err == nil && len(leases) > 0 && at != nil {
+	if err == nil && len(leases) == 0 {
+		return
+	}
+	if err == nil && at != nil {
 		var link netlink.Link
 		if link, err = at.nl.LinkByName(r.Link); err == nil {
-			client := dhcpClient(at, link, core.Uplink{Addressing: core.UplinkAddressing{Network: r.Network}})
+			client := dhcpClient(at, link, r.Network)
 			for _, l := range leases {
 				err = errors.Join(err, client.Release(l))
 			}

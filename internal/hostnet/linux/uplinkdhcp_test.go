@@ -31,15 +31,15 @@ func asking(g core.GoalVNet, i int) hostnet.Port {
 
 // dnsmasq serves a range of the network from its own namespace, and returns what it has
 // leased, as its file has it.
-func dnsmasq(l *lab, lan, from, to string) func() string {
+func dnsmasq(l *lab, lan, from, to string, more ...string) func() string {
 	l.t.Helper()
 	if _, err := exec.LookPath("dnsmasq"); err != nil {
 		l.t.Skip("needs dnsmasq: apt-get install dnsmasq-base")
 	}
 	leases := filepath.Join(l.t.TempDir(), "leases")
-	cmd := exec.Command("ip", "netns", "exec", filepath.Base(lan), "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0",
+	cmd := exec.Command("ip", append([]string{"netns", "exec", filepath.Base(lan), "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0",
 		"--user=root", "--interface=lan0", "--bind-interfaces", "--no-ping", "--dhcp-authoritative", "--log-facility=-", "--log-dhcp",
-		"--dhcp-leasefile="+leases, "--pid-file=", fmt.Sprintf("--dhcp-range=%s,%s,255.255.255.0,2m", from, to))
+		"--dhcp-leasefile=" + leases, "--pid-file=", fmt.Sprintf("--dhcp-range=%s,%s,255.255.255.0,2m", from, to)}, more...)...)
 	var log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &log, &log
 	if err := cmd.Start(); err != nil {
@@ -123,6 +123,7 @@ func TestUplinkByDHCP(t *testing.T) {
 	}
 	n = l.up()
 	l.setUntil(n, "the port, of the next process", func() hostnet.Config { return cfg }, ready)
+	l.ip(lan, "neigh", "flush", "dev", "lan0") // ARP is answered from the first Set on
 	wantGreeting(t, at, lanServer+":80", "lan "+m.Address.String())
 	if now := leases(); strings.Count(now, "\n") != strings.Count(before, "\n") || !strings.Contains(now, " "+m.Address.String()+" ") {
 		t.Errorf("the next process has other leases:\n%s\nwas\n%s", now, before)

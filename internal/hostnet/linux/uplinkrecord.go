@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -61,10 +62,13 @@ type lentRoute struct {
 }
 
 // uplinkRecords is the file of them.
-type uplinkRecords struct{ file string }
+type uplinkRecords struct {
+	file string
+	mu   *sync.Mutex // virtual networks are made at the same time
+}
 
 func (n *Network) uplinkRecords() uplinkRecords {
-	return uplinkRecords{filepath.Join(n.opts.StateDir, "uplinks-"+n.names.instance+".json")}
+	return uplinkRecords{filepath.Join(n.opts.StateDir, "uplinks-"+n.names.instance+".json"), &n.uplinkFile}
 }
 
 func (u uplinkRecords) load() ([]uplinkRecord, error) {
@@ -84,6 +88,8 @@ func (u uplinkRecords) load() ([]uplinkRecord, error) {
 
 // put adds a record, or replaces that of the same uplink.
 func (u uplinkRecords) put(r uplinkRecord) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
 	list, err := u.load()
 	if err != nil {
 		return err
@@ -92,6 +98,8 @@ func (u uplinkRecords) put(r uplinkRecord) error {
 }
 
 func (u uplinkRecords) drop(r uplinkRecord) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
 	list, err := u.load()
 	if err != nil {
 		return err
