@@ -147,9 +147,10 @@ func (s *runningService) openState(ctx context.Context) error {
 
 	var fl *fleet.Fleet
 	hub := tunnel.NewHub(tunnel.HubOptions{
-		OnUp:   func(id string, generation int64) { fl.TunnelUp(id, generation) },
-		OnDown: func(id string, generation int64, reason error) { fl.TunnelDown(id, generation, reason) },
-		Logger: s.log,
+		OnUp:      func(id string, generation int64) { fl.TunnelUp(id, generation) },
+		OnDown:    func(id string, generation int64, reason error) { fl.TunnelDown(id, generation, reason) },
+		OnSuspect: func(id string, generation int64, silent bool) { fl.TunnelSilent(id, generation, silent) },
+		Logger:    s.log,
 	})
 	s.closers.add(hub.Close)
 	fl, err = fleet.New(ctx, fleet.Options{

@@ -33,6 +33,22 @@ func (t *Typical) Ratio(statement uint64, took time.Duration) float64 {
 	return float64(took) / float64(rule)
 }
 
+// Rule returns how long a statement takes as a rule, 0 for one that is not known.
+func (t *Typical) Rule(statement uint64) time.Duration { return t.of[statement] }
+
+// What makes an answer overdue: many times the rule, and long enough to be no hiccup.
+const (
+	overdueTimes = 16
+	overdueFloor = time.Second
+)
+
+// Overdue reports whether a statement has waited for its answer so much longer than as a
+// rule that its member may hang.
+func (t *Typical) Overdue(statement uint64, waited time.Duration) bool {
+	rule := t.Rule(statement)
+	return rule > 0 && waited >= max(overdueTimes*rule, overdueFloor)
+}
+
 func (t *Typical) learn(statement uint64, took time.Duration) {
 	if t.of == nil {
 		t.of = map[uint64]time.Duration{}

@@ -101,3 +101,27 @@ func TestCost(t *testing.T) {
 		}
 	}
 }
+
+func TestOverdue(t *testing.T) {
+	const ms = time.Millisecond
+	var typ Typical
+	typ.Ratio(1, 10*ms)
+	typ.Ratio(2, time.Second)
+	for _, tt := range []struct {
+		name      string
+		statement uint64
+		waited    time.Duration
+		want      bool
+	}{
+		{"nothing is known of it", 3, time.Hour, false},
+		{"as long as a rule", 1, 10 * ms, false},
+		{"many times as long, but a hiccup", 1, 900 * ms, false},
+		{"many times as long", 1, time.Second, true},
+		{"long, as it is as a rule", 2, 10 * time.Second, false},
+		{"long, for a long one", 2, 16 * time.Second, true},
+	} {
+		if got := typ.Overdue(tt.statement, tt.waited); got != tt.want {
+			t.Errorf("%s: %v", tt.name, got)
+		}
+	}
+}

@@ -18,6 +18,9 @@ const (
 	// MemberDraining is a ready member that takes no new queries and finishes those it has.
 	// It is shown, never stored: after a restart of the service such a member is ready.
 	MemberDraining MemberState = "draining"
+	// MemberSuspect is a ready member that is silent or slow to answer: it gets a query only if
+	// no other has room. It is shown, never stored.
+	MemberSuspect MemberState = "suspect"
 )
 
 // Member is one container of a gateway, from placement to confirmed teardown. ID is

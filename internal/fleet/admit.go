@@ -58,7 +58,8 @@ type Work struct {
 	streamed atomic.Int64
 	gate     *gate
 	share    *admission.Share[*waiter]
-	at       int // in member.work
+	at       int  // in member.work
+	answered bool // under Fleet.mu
 }
 
 // Streamed adds to what the query has streamed, in bytes.
@@ -70,6 +71,7 @@ func (w *Work) Answered() {
 	now := w.fleet.opts.Now()
 	w.fleet.mu.Lock()
 	defer w.fleet.mu.Unlock()
+	w.answered, w.member.answered = true, now
 	if w.asks == 0 || len(w.fleet.members[w.gate.ref.UID]) < 2 {
 		return
 	}

@@ -105,7 +105,7 @@ func (f *Fleet) leastLoaded(g *gate, req Request, now time.Time) *member {
 	of = append(of, one)
 	candidates := make([]admission.Candidate, len(of))
 	for i, m := range of {
-		candidates[i] = admission.Candidate{ID: m.ID, Load: m.load(), Pace: &m.pace, Last: m.ID == req.Avoid}
+		candidates[i] = admission.Candidate{ID: m.ID, Load: m.load(), Pace: &m.pace, Last: m.ID == req.Avoid || f.suspicion(m, now) != ""}
 	}
 	return of[admission.Choose(now, candidates, admission.Cost(req.Class == core.ClassRefresh, 0))]
 }

@@ -95,6 +95,8 @@ type member struct {
 	replaces       string // the member that goes once this one is ready
 	condemned      string // why it must go, until the store knows
 	connected      bool
+	silent         bool       // a heartbeat is overdue
+	answered       time.Time  // when it last began to answer a query
 	since          time.Time  // of the last change between connected and not
 	leavingVersion int64      // the goal state in which it was first absent
 	joinHash       string     // of the token that the host vouches for
@@ -263,6 +265,7 @@ func (f *Fleet) wait(ctx context.Context, cond func() bool) error {
 func (f *Fleet) Members(t core.TenantID) []core.Member {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	now := f.opts.Now()
 	var out []core.Member
 	for _, id := range slices.Sorted(maps.Keys(f.live)) {
 		if m := f.live[id]; t == "" || m.Tenant == t {
@@ -272,6 +275,10 @@ func (f *Fleet) Members(t core.TenantID) []core.Member {
 				row.State, row.Reason = core.MemberLeaving, m.condemned
 			case m.draining && row.State == core.MemberReady:
 				row.State = core.MemberDraining
+			case row.State == core.MemberReady:
+				if why := f.suspicion(m, now); why != "" {
+					row.State, row.Reason = core.MemberSuspect, why
+				}
 			}
 			out = append(out, row)
 		}
@@ -370,7 +377,7 @@ func (f *Fleet) setConnected(id string, generation int64, up bool, reason string
 	if m == nil || m.Generation != generation || m.State == core.MemberLeaving {
 		return
 	}
-	m.connected, m.since, m.Reason = up, f.opts.Now(), reason
+	m.connected, m.since, m.Reason, m.silent = up, f.opts.Now(), reason, false
 	if up {
 		if m.injectedAt.IsZero() { // the host's report is still on its way
 			m.injectedAt = m.since

@@ -90,7 +90,7 @@ func (c *fleetCollector) Describe(out chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (c *fleetCollector) Collect(out chan<- prometheus.Metric) {
-	count := map[core.MemberState]int{core.MemberPlaced: 0, core.MemberInjected: 0, core.MemberReady: 0, core.MemberDraining: 0, core.MemberLeaving: 0}
+	count := map[core.MemberState]int{core.MemberPlaced: 0, core.MemberInjected: 0, core.MemberReady: 0, core.MemberDraining: 0, core.MemberSuspect: 0, core.MemberLeaving: 0}
 	for _, m := range c.svc.opts.Fleet.Members("") {
 		count[m.State]++
 	}

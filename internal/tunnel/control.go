@@ -19,6 +19,7 @@ type control struct {
 	every   time.Duration
 	timeout time.Duration
 	onBeat  func() // called with each heartbeat sent; nil for none
+	onHeard func() // called with each message that came; nil for none
 	kick    chan struct{}
 
 	mu     sync.Mutex
@@ -76,6 +77,9 @@ func (c *control) run(ctx context.Context, handle func(message) error) error {
 		m, err := c.receive()
 		if err != nil {
 			return fmt.Errorf("control connection: %w", err)
+		}
+		if c.onHeard != nil {
+			c.onHeard()
 		}
 		if m.Type == msgHeartbeat {
 			continue

@@ -21,6 +21,9 @@ type HubOptions struct {
 	// goroutine of their own, so that they may call the Hub. Default: none.
 	OnUp   func(member string, generation int64)
 	OnDown func(member string, generation int64, reason error)
+	// OnSuspect is called when a member that is up has become silent, long before it counts
+	// as gone, and with false when it is heard again. Default: none.
+	OnSuspect func(member string, generation int64, silent bool)
 
 	HeartbeatEvery   time.Duration // Default 5 s
 	HeartbeatTimeout time.Duration // Default 15 s
@@ -58,6 +61,9 @@ func (o *HubOptions) setDefaults() {
 	}
 	if o.OnDown == nil {
 		o.OnDown = func(string, int64, error) {}
+	}
+	if o.OnSuspect == nil {
+		o.OnSuspect = func(string, int64, bool) {}
 	}
 }
 

@@ -23,7 +23,9 @@ type member struct {
 
 	mu       sync.Mutex
 	up       bool
-	stopped  bool // for good: the hub is closing
+	suspect  bool        // nothing is heard of it although it is up
+	silence  *time.Timer // makes it suspect; nil before there is a control connection
+	stopped  bool        // for good: the hub is closing
 	draining bool
 	control  *control
 	back     chan struct{} // while the control connection is lost: closed when that is over
@@ -69,6 +71,8 @@ func (m *member) attach(c *control, hello message) bool {
 	m.target = max(m.target, m.base)
 	m.minIdle, m.looks = len(m.idle), 0
 	c.onBeat = func() { m.look(c) }
+	c.onHeard = func() { m.heard(c) }
+	m.listen(c)
 	c.post(message{
 		Type: msgWelcome, Data: m.target,
 		EveryMS: c.every.Milliseconds(), TimeoutMS: c.timeout.Milliseconds(),
@@ -92,6 +96,41 @@ func (m *member) over() {
 	}
 }
 
+// heard notes that the member said something on its control connection.
+func (m *member) heard(c *control) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.control == c {
+		m.listen(c)
+	}
+}
+
+// listen begins to wait for the next message on c. It needs m.mu.
+func (m *member) listen(c *control) {
+	m.setSuspect(false)
+	if m.silence != nil {
+		m.silence.Stop()
+	}
+	var this *time.Timer
+	this = time.AfterFunc(late(c.every), func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.silence == this && m.control == c {
+			m.setSuspect(true)
+		}
+	})
+	m.silence = this
+}
+
+// setSuspect tells a change. It needs m.mu.
+func (m *member) setSuspect(silent bool) {
+	if !m.up || m.suspect == silent {
+		return
+	}
+	m.suspect = silent
+	m.hub.events.add(func() { m.hub.opts.OnSuspect(m.key.id, m.key.generation, silent) })
+}
+
 // detach waits, after the control connection c was lost, until another has come or the
 // grace is over; then the member is down.
 func (m *member) detach(ctx context.Context, c *control, reason error) {
@@ -101,6 +140,7 @@ func (m *member) detach(ctx context.Context, c *control, reason error) {
 		return
 	}
 	m.control = nil
+	m.setSuspect(!m.draining && ctx.Err() == nil)
 	back := make(chan struct{})
 	m.back = back
 	grace := m.hub.opts.Grace
@@ -144,10 +184,13 @@ func (m *member) downIf(cond func() bool, reason error) {
 	}
 	m.idle = nil
 	m.failWaiters(notConnected(m.key.id))
+	if m.silence != nil {
+		m.silence.Stop()
+	}
 	if !m.up {
 		return
 	}
-	m.up = false
+	m.up, m.suspect = false, false
 	m.hub.opts.Logger.Info("member down", "member", m.key.id, "generation", m.key.generation, "reason", reason)
 	m.hub.events.add(func() { m.hub.opts.OnDown(m.key.id, m.key.generation, reason) })
 }

@@ -39,6 +39,9 @@ const (
 	defaultGrace            = 3 * time.Second
 )
 
+// late is after how long a silence a peer is suspect: one heartbeat is overdue.
+func late(every time.Duration) time.Duration { return every + every/2 }
+
 // message is what a control connection carries. Who the member is says its certificate.
 type message struct {
 	Type string `json:"type"`
