@@ -45,8 +45,14 @@ type Options struct {
 
 	ServiceName      string        // Default identity.ServiceName
 	HandshakeTimeout time.Duration // Default 10 s
-	MaxHandshakes    int           // Default 256 at a time
-	Logger           *slog.Logger  // Default: none
+	MaxHandshakes    int           // Default 256 at a time, on each listener
+	// SourceHandshakes is how many of these one address may have, that of a host for
+	// example, whose members all come from there. Default half of them.
+	SourceHandshakes int
+	// MemberHandshakes is the same for a link-local address: a member's, whose connections
+	// were handed over. Default 8.
+	MemberHandshakes int
+	Logger           *slog.Logger // Default: none
 }
 
 // Server accepts on the hosts address.
@@ -68,6 +74,12 @@ func New(opts Options) (*Server, error) {
 	}
 	if opts.MaxHandshakes == 0 {
 		opts.MaxHandshakes = 256
+	}
+	if opts.SourceHandshakes == 0 {
+		opts.SourceHandshakes = max(opts.MaxHandshakes/2, 1)
+	}
+	if opts.MemberHandshakes == 0 {
+		opts.MemberHandshakes = min(8, opts.SourceHandshakes)
 	}
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
@@ -95,16 +107,17 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	defer conns.Wait()
 	defer web.close()
 	defer cancel()
-	slots := make(chan struct{}, s.opts.MaxHandshakes)
+	handshakes := newSlots(s.opts.MaxHandshakes, s.opts.SourceHandshakes, s.opts.MemberHandshakes)
+	fresh := make(chan struct{}, s.opts.MaxHandshakes*(1+waitingPerSlot))
 	for failures := 0; ; {
 		select {
-		case slots <- struct{}{}: // held during the handshake, which is bounded
+		case fresh <- struct{}{}: // held until the handshake is over, which is bounded
 		case <-ctx.Done():
 			return nil
 		}
 		raw, err := ln.Accept()
 		if err != nil {
-			<-slots
+			<-fresh
 		}
 		switch {
 		case ctx.Err() != nil:
@@ -121,7 +134,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 			continue
 		}
 		failures = 0
-		conns.Go(func() { s.serve(ctx, raw, web, func() { <-slots }) })
+		conns.Go(func() { s.serve(ctx, raw, web, handshakes, func() { <-fresh }) })
 	}
 }
 
@@ -135,8 +148,8 @@ func sleep(ctx context.Context, d time.Duration) {
 }
 
 // serve is the life of one connection. handshaken is called when its handshake is over.
-func (s *Server) serve(ctx context.Context, raw net.Conn, web *web, handshaken func()) {
-	conn, err := s.handshake(ctx, raw)
+func (s *Server) serve(ctx context.Context, raw net.Conn, web *web, handshakes *slots, handshaken func()) {
+	conn, err := s.inTurn(ctx, raw, handshakes)
 	handshaken()
 	if err != nil {
 		raw.Close()
@@ -151,6 +164,18 @@ func (s *Server) serve(ctx context.Context, raw net.Conn, web *web, handshaken f
 	if err := s.dispatch(ctx, conn); err != nil {
 		s.opts.Logger.Warn("connection refused", "remote", raw.RemoteAddr(), "error", err)
 	}
+}
+
+// inTurn waits for a slot and runs the handshake.
+func (s *Server) inTurn(ctx context.Context, raw net.Conn, handshakes *slots) (*tls.Conn, error) {
+	waitCtx, cancel := context.WithTimeout(ctx, s.opts.HandshakeTimeout)
+	defer cancel()
+	release, err := handshakes.take(waitCtx, raw.RemoteAddr())
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return s.handshake(ctx, raw)
 }
 
 func (s *Server) handshake(ctx context.Context, raw net.Conn) (*tls.Conn, error) {

@@ -464,6 +464,26 @@ func TestSlowHandshakesDoNotStopTheOthers(t *testing.T) {
 	}
 }
 
+// TestSlowHandshakesOfOneSource: one address that fills every slot it can get, and more,
+// does not stop another.
+func TestSlowHandshakesOfOneSource(t *testing.T) {
+	t.Parallel()
+	s := tunneltest.StartService(t, tunneltest.Options{})
+	hostile := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 9)}}
+	for range 300 {
+		c, err := hostile.DialContext(t.Context(), "tcp", s.Addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	began := time.Now()
+	s.Join(t, s.Addr, "m-1", 1)
+	if d := time.Since(began); d > 5*time.Second {
+		t.Errorf("a join beside 300 silent connections of one address took %s", d)
+	}
+}
+
 // TestRenewOnAConnectionOlderThanItsCertificate: the handshake was in time, the request is not.
 func TestRenewOnAConnectionOlderThanItsCertificate(t *testing.T) {
 	t.Parallel()
