@@ -69,6 +69,8 @@ type Fleet struct {
 	stale         bool      // the gateways' specs have changed
 	checked       time.Time // until when schedules have been acted on
 	checkedStored time.Time
+	used          map[string]time.Time      // when gateways were used last, as the store has it
+	usedStored    time.Time                 // when that was written
 	unsaved       []core.Transition         // oldest first
 	counted       map[TransitionCount]int64 // since the start
 	urgent        chan struct{}             // capacity 1: keep has something to do now
@@ -153,6 +155,7 @@ func (f *Fleet) Close() {
 	f.mu.Unlock()
 	f.wg.Wait()
 	f.save()
+	f.saveUsed(true)
 }
 
 // load reads the members that an earlier process left. Whether they are connected

@@ -19,7 +19,6 @@ const maxUnsaved = 10_000
 type life struct {
 	ref    GatewayRef
 	state  core.GatewayState
-	event  lifecycle.Event // that led to it
 	since  time.Time
 	reason string
 	// cause is why the gateway wakes, drains or failed: the reason of the next change.
@@ -126,7 +125,7 @@ func (f *Fleet) settleGateway(l *life) {
 	}
 	from := l.state
 	l.state, _ = lifecycle.Gateways.Next(l.state, event)
-	l.event, l.since, l.reason = event, f.opts.Now(), l.cause
+	l.since, l.reason = f.opts.Now(), l.cause
 	if event == lifecycle.MemberReady {
 		l.failed, l.awake = false, true
 		l.reason = count(facts.Ready, "member is ready", "members are ready")
@@ -175,13 +174,15 @@ func (f *Fleet) loadLives(tx store.Tx) error {
 			continue
 		}
 		f.lives[t.UID] = &life{
-			ref: ref, state: core.GatewayState(t.To), event: lifecycle.Event(t.Event), since: t.At, reason: t.Reason,
+			ref: ref, state: core.GatewayState(t.To), since: t.At, reason: t.Reason,
 			failed: core.GatewayState(t.To) == core.GatewayFailed, cause: "the service was started again",
 		}
 	}
 	f.takeSpecs(specs)
+	if err := f.loadUsed(tx); err != nil {
+		return err
+	}
 	for _, l := range f.lives {
-		l.lastUsed = f.opts.Now()
 		// One that has never been anything else is not held: members.min counts.
 		l.held = !l.since.IsZero() && (l.state == core.GatewayPaused || l.state == core.GatewayDraining)
 		l.awake = l.state == core.GatewayRunning || l.state == core.GatewayWaking

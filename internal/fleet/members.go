@@ -239,6 +239,7 @@ func (f *Fleet) keep() {
 			}
 		}
 		f.steer()
+		f.saveUsed(false)
 		if now := f.opts.Now(); now.Sub(purged) > time.Minute {
 			purged = now
 			f.purge(now)
