@@ -114,6 +114,26 @@ func (c *Client) Apply(ctx context.Context, docs []json.RawMessage, dryRun bool)
 	return out.Results, err
 }
 
+// HostActing is how far a host is with what was applied.
+type HostActing struct {
+	Host      string   `json:"host"`
+	Connected bool     `json:"connected"`
+	Acted     bool     `json:"acted"`
+	Problems  []string `json:"problems"` // that it reports since then and not before
+}
+
+// ApplyAndWait is Apply, and waits for at most so long until the hosts that run members
+// have acted on it. It returns how far each of them is.
+func (c *Client) ApplyAndWait(ctx context.Context, docs []json.RawMessage, most time.Duration) ([]Applied, []HostActing, error) {
+	var out struct {
+		Results []Applied    `json:"results"`
+		Hosts   []HostActing `json:"hosts"`
+	}
+	path := "/v1/apply?" + url.Values{"wait": {most.String()}}.Encode()
+	err := c.call(ctx, http.MethodPost, path, map[string]any{"documents": docs}, &out)
+	return out.Results, out.Hosts, err
+}
+
 // List returns the objects of a kind as JSON, each with "kind" and "status".
 func (c *Client) List(ctx context.Context, kind string) ([]json.RawMessage, error) {
 	var out struct {

@@ -27,6 +27,8 @@ type session struct {
 	conn net.Conn
 	info core.Host
 	kick chan struct{} // capacity 1: the goal state may have changed
+	// problemSince says at which version each of the host's problems came up.
+	problemSince map[string]int64
 }
 
 // Hosts returns the hosts that are connected now.
@@ -316,8 +318,8 @@ func (f *Fleet) receive(ctx context.Context, s *session) error {
 // report takes in what a host observed.
 func (f *Fleet) report(ctx context.Context, s *session, r core.HostReport) {
 	f.mu.Lock()
-	s.info.SeenVersion, s.info.Problems, s.info.NATGateways = r.Version, r.Problems, r.NATGateways
-	s.info.Load = r.Load
+	s.told(r.Version, r.Problems)
+	s.info.NATGateways, s.info.Load = r.NATGateways, r.Load
 	present := map[string]bool{}
 	hashes := map[*member]string{}
 	for _, o := range r.Members {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/fleet"
 	"github.com/sluice-gateway/sluice/internal/memberapi"
 	"github.com/sluice-gateway/sluice/internal/policy"
 )
@@ -127,6 +128,9 @@ type NextHop struct {
 // method reads the principal from the context and refuses without one.
 type Frontend interface {
 	Apply(ctx context.Context, docs []Document, dryRun bool) ([]Applied, error)
+	// AwaitHosts waits until the hosts that run members of the tenant have acted on what was
+	// applied last, or for so long, and tells how far each is then.
+	AwaitHosts(ctx context.Context, most time.Duration) ([]fleet.Acting, error)
 	Get(ctx context.Context, kind, name string) (View, error)
 	List(ctx context.Context, kind string) ([]View, error)
 	Delete(ctx context.Context, kind, name string, how DeleteOptions) error

@@ -217,6 +217,11 @@ func (s *Service) explain(ctx context.Context, t core.TenantID, m core.Member, s
 	rules := s.evaluator(ctx, t, vnet, m.Host)
 	verdict := rules.Evaluate(flow)
 	out := *e
+	if verdict.Allowed && s.opts.Fleet.Behind(ctx, m.Host) {
+		out.Message += fmt.Sprintf(": the rules allow it, but host %s has not acted on the last change yet", m.Host)
+		out.Hint = "try again in a moment; \"sluice apply\" waits for hosts unless told not to, \"sluice get hosts\" shows their problems"
+		return &out
+	}
 	if denial, denied := verdict.Denial(); denied {
 		out.Message += ": " + denial.String()
 		out.Hint = checkHint(m.Gateway, src.Parameters["host"], port)

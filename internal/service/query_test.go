@@ -157,6 +157,26 @@ func TestUnreachableSourceNamesTheRule(t *testing.T) {
 	}
 }
 
+// Until its host has acted on a change, what the member met is what held before.
+func TestUnreachableWhileTheHostIsBehind(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.apply(example(t)...)
+	r.host()
+	r.member(answer{503, []byte(`{"class":"unavailable","message":"connect to orders.corp.internal: timed out","step":"connect"}`), nil, false})
+	_, err := r.query()
+	if err == nil || strings.Contains(err.Error(), "has not acted") {
+		t.Errorf("before any change: %v", err)
+	}
+	if err := r.svc.opts.Store.Write(r.ctx, r.fleet.BumpGoals); err != nil {
+		t.Fatal(err) // and nobody has told the host
+	}
+	_, err = r.query()
+	if e := errs.As(err); err == nil || !strings.Contains(e.Message, "the rules allow it, but host h has not acted on the last change yet") || !strings.Contains(e.Hint, "try again in a moment") {
+		t.Errorf("behind: %v (%s)", err, errs.As(err).Hint)
+	}
+}
+
 func TestClientThatGoesAwayIsRecorded(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

@@ -92,6 +92,17 @@ func (s *Service) Apply(ctx context.Context, docs []Document, dryRun bool) ([]Ap
 	return a.done, nil
 }
 
+// AwaitHosts implements Frontend.
+func (s *Service) AwaitHosts(ctx context.Context, most time.Duration) ([]fleet.Acting, error) {
+	p, err := core.PrincipalFrom(ctx)
+	if err != nil {
+		return nil, unauthenticated(err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	return s.opts.Fleet.AwaitGoals(ctx, p.Tenant)
+}
+
 // decode reads the documents strictly.
 func decode(docs []Document) ([]core.Resource, error) {
 	var problems []*errs.Error

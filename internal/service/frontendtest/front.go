@@ -16,6 +16,7 @@ import (
 
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/fleet"
 	"github.com/sluice-gateway/sluice/internal/memberapi"
 	"github.com/sluice-gateway/sluice/internal/service"
 )
@@ -329,6 +330,11 @@ func (f *Front) Apply(ctx context.Context, docs []service.Document, dryRun bool)
 		out[i] = service.Applied{Kind: d.Kind, Name: fmt.Sprint("doc", i), Change: core.Created}
 	}
 	return out, nil
+}
+
+// AwaitHosts implements service.Frontend.
+func (f *Front) AwaitHosts(ctx context.Context, most time.Duration) ([]fleet.Acting, error) {
+	return []fleet.Acting{{Host: "h", Connected: true, Acted: true}}, f.call(ctx, "AwaitHosts", " ", most)
 }
 
 // Get implements service.Frontend.

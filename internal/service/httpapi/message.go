@@ -185,3 +185,16 @@ func flag(r *http.Request, name string) (bool, error) {
 	}
 	return v, nil
 }
+
+// period reads a parameter that is a duration such as 10s; 0 without one.
+func period(r *http.Request, name string, most time.Duration) (time.Duration, error) {
+	s := r.URL.Query().Get(name)
+	if s == "" {
+		return 0, nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d < 0 || d > most {
+		return 0, errs.New(errs.Invalid, "the parameter %s is a duration such as 10s, up to %s, not %q", name, most, s)
+	}
+	return d, nil
+}

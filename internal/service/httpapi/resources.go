@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/errs"
@@ -40,8 +41,15 @@ type applyRequest struct {
 	Documents []json.RawMessage `json:"documents"`
 }
 
+// maxApplyWait bounds how long an apply waits for hosts.
+const maxApplyWait = 5 * time.Minute
+
 func (a *api) apply(w http.ResponseWriter, r *http.Request) error {
 	dryRun, err := flag(r, "dryRun")
+	if err != nil {
+		return err
+	}
+	wait, err := period(r, "wait", maxApplyWait)
 	if err != nil {
 		return err
 	}
@@ -59,7 +67,13 @@ func (a *api) apply(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, map[string]any{"results": applied})
+	out := map[string]any{"results": applied}
+	if wait > 0 && !dryRun {
+		if hosts, err := a.f.AwaitHosts(r.Context(), wait); err == nil { // else what was applied stands
+			out["hosts"] = hosts
+		}
+	}
+	return writeJSON(w, http.StatusOK, out)
 }
 
 // document reads the kind of one document of an apply.
