@@ -128,20 +128,13 @@ func (f *Fleet) settleGateway(l *life) {
 	l.since, l.reason = f.opts.Now(), l.cause
 	if event == lifecycle.MemberReady {
 		l.failed, l.awake = false, true
-		l.reason = count(facts.Ready, "member is ready", "members are ready")
+		l.reason = "a member is ready"
 	}
 	f.log.Info("gateway "+string(l.state), "gateway", l.ref.Name, "reason", l.reason)
 	f.note(core.Transition{
 		Tenant: l.ref.Tenant, Of: core.TransitionOfGateway, UID: l.ref.UID, GatewayUID: l.ref.UID,
 		From: string(from), To: string(l.state), Event: string(event), Reason: l.reason,
 	})
-}
-
-func count(n int, one, many string) string {
-	if n == 1 {
-		return "1 " + one
-	}
-	return fmt.Sprintf("%d %s", n, many)
 }
 
 // note queues a change of state for the store. The caller holds mu.

@@ -43,7 +43,7 @@ func TestHistoryOfAGateway(t *testing.T) {
 	r := newRig(t)
 	r.host("h", nil)
 	r.wake("a test asked")
-	if l := r.fleet.Life(corpBI.UID); l.State != core.GatewayRunning || l.Since.IsZero() || l.Reason != "1 member is ready" {
+	if l := r.fleet.Life(corpBI.UID); l.State != core.GatewayRunning || l.Since.IsZero() || l.Reason != "a member is ready" {
 		t.Errorf("it stands as %+v", l)
 	}
 	if err := r.fleet.Pause(within(t, 10*time.Second), corpBI, "no longer needed"); err != nil {
@@ -58,7 +58,7 @@ func TestHistoryOfAGateway(t *testing.T) {
 		if diff := cmp.Diff(want, lines); diff != "" {
 			t.Errorf("-want +got:\n%s", diff)
 		}
-		if diff := cmp.Diff([]string{"a test asked", "1 member is ready", "no longer needed", "no longer needed"}, reasons); diff != "" {
+		if diff := cmp.Diff([]string{"a test asked", "a member is ready", "no longer needed", "no longer needed"}, reasons); diff != "" {
 			t.Errorf("reasons: -want +got:\n%s", diff)
 		}
 		lines, _ = r.history(core.TransitionOfMember)
