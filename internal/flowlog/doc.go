@@ -1,7 +1,7 @@
 // Package flowlog writes down which flows the network security groups of a virtual
 // network allowed and denied, in files for other tools.
 //
-// It owns the files below its directory, and in the namespace of the virtual network two
+// It owns the files below its directory, and in the namespace of the virtual network four
 // netlink sockets and the values nf_conntrack_acct, nf_conntrack_timestamp and
 // nf_conntrack_events. It programs no rules: the ruleset of package policy marks the
 // flows that pass and reports the packets that a rule denies. hostnet/linux is the only
@@ -12,7 +12,8 @@
 // The kernel counts. At each interval all tracked flows are read: a flow that is new in
 // the log gets B, with the time at which the kernel saw it begin, any other C with what
 // was added since. When the kernel forgets a flow it says so, with the last counters: E.
-// A flow that came and went between two intervals gets both at once. A packet that a rule
+// In between they are also read soon after one began, for its B. A flow that came and
+// went before it was seen gets both at once. A packet that a rule
 // denies gets D; those of one flow within one flush are one entry.
 //
 // # Which rule

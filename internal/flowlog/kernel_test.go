@@ -96,10 +96,12 @@ func (b *bench) feed(text, name string, args ...string) {
 }
 
 // open opens the log with little room for messages, and puts the rules in force.
-func (b *bench) open() *Log {
+func (b *bench) open() *Log { return b.openWith(100*time.Millisecond, 16<<10) }
+
+func (b *bench) openWith(every time.Duration, room int) *Log {
 	b.t.Helper()
 	l, err := Open(Options{
-		Dir: b.dir, Tenant: "default", Network: "corp", Inside: b.inside, FlushEvery: 100 * time.Millisecond, ReceiveBuffer: 16 << 10,
+		Dir: b.dir, Tenant: "default", Network: "corp", Inside: b.inside, FlushEvery: every, ReceiveBuffer: room,
 	})
 	if err != nil {
 		b.t.Fatal(err)
@@ -224,6 +226,48 @@ func TestEndsThatFindNoRoomComeLater(t *testing.T) {
 	begun, ended, _, lost := b.read()
 	if begun != flows || ended != flows || lost.UnseenEnds != 0 || lost.DelayedEnds == 0 {
 		t.Errorf("%d beginnings, %d ends, lost %+v", begun, ended, lost)
+	}
+}
+
+// TestABeginningIsWrittenAtOnce, though nothing else is for an hour: each flow once, then
+// its end with all of its packets. That flows begin while the log is looking changes nothing.
+func TestABeginningIsWrittenAtOnce(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.groups[0].FlowLog.Interval = core.Duration(time.Hour)
+	l := b.openWith(time.Hour, 16<<20)
+	b.await("the first reading of all flows", func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.ledgers["out"].due.After(time.Now().Add(time.Minute))
+	})
+	want := 0
+	for _, flows := range []int{1, 3, 300} {
+		want += flows
+		b.flood(flows, benchPort+want)
+		b.await(fmt.Sprint(want, " beginnings"), func() bool { begun, _, _, _ := b.read(); return begun >= want })
+	}
+	if begun, ended, _, _ := b.read(); begun != want || ended != 0 {
+		t.Errorf("%d beginnings and %d ends of %d flows that go on", begun, ended, want)
+	}
+	b.run("conntrack", "-F")
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if begun, ended, _, lost := b.read(); begun != want || ended != want || lost.UnseenEnds != 0 {
+		t.Errorf("%d beginnings and %d ends of %d flows, lost %+v", begun, ended, want, lost)
+	}
+}
+
+// TestBeginningsCostAShare: the next reading waits in proportion to what the last one took.
+func TestBeginningsCostAShare(t *testing.T) {
+	b := begun{some: true}
+	if !b.worthALook() {
+		t.Error("the first one waits")
+	}
+	b.spent(time.Now().Add(-time.Minute))
+	if wait := time.Until(b.next); b.worthALook() || wait < 40*time.Minute || wait > share*2*time.Minute {
+		t.Errorf("after a reading of a minute the next one waits for %s", wait)
 	}
 }
 

@@ -201,8 +201,8 @@ func (l *ledger) write(rule string, t Tuple) {
 	l.waiting++
 }
 
-// flush writes what waits.
-func (l *ledger) flush(now time.Time) error {
+// gather has what was denied until now wait for a flush.
+func (l *ledger) gather() {
 	for k, t := range l.denied {
 		l.write(k.rule, *t)
 	}
@@ -212,6 +212,10 @@ func (l *ledger) flush(now time.Time) error {
 		l.write(k.rule, a.Tuple)
 	}
 	clear(l.passed)
+}
+
+// flush writes what waits.
+func (l *ledger) flush(now time.Time) error {
 	if l.waiting == 0 && l.lost == (Lost{}) {
 		return nil
 	}

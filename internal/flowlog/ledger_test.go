@@ -51,6 +51,7 @@ func written(t *testing.T, l *ledger) (out []string, lost Lost) {
 
 func flush(t *testing.T, l *ledger) {
 	t.Helper()
+	l.gather()
 	if err := l.flush(noon); err != nil {
 		t.Fatal(err)
 	}
@@ -89,8 +90,6 @@ func TestEntriesOfAFlow(t *testing.T) {
 	}
 }
 
-// TestStateOutlivesACrash kills the writer at each point between flush and save: the flows
-// that the next one knows are those of the log.
 // TestEntriesStandInTheOrderOfTheirTimes, under each rule, in whatever order they came; of
 // one flow no end stands before what goes on, though the kernel dates it back.
 func TestEntriesStandInTheOrderOfTheirTimes(t *testing.T) {
@@ -137,6 +136,8 @@ func TestEntriesStandInTheOrderOfTheirTimes(t *testing.T) {
 	}
 }
 
+// TestStateOutlivesACrash kills the writer at each point between flush and save: the flows
+// that the next one knows are those of the log.
 func TestStateOutlivesACrash(t *testing.T) {
 	dir := t.TempDir()
 	l := testLedger(t, dir)

@@ -28,7 +28,8 @@ type Options struct {
 	Network string
 	// Inside runs a function in a thread of the virtual network's namespace. Required.
 	Inside func(func() error) error
-	// FlushEvery is how long an entry waits before it is written. Default 10 s.
+	// FlushEvery is how long an entry other than a beginning waits before it is written.
+	// Default 10 s.
 	FlushEvery time.Duration
 	// ReceiveBuffer is how many bytes of messages may wait in the kernel until they are
 	// read. Default 16 MiB.
@@ -46,8 +47,8 @@ type Log struct {
 	stop context.CancelFunc
 	work sync.WaitGroup
 
-	ends, reports *socket
-	requests      *nl.SocketHandle
+	ends, reports, begins *socket
+	requests              *nl.SocketHandle
 
 	mu      sync.Mutex
 	history *history
@@ -58,6 +59,7 @@ type Log struct {
 	counted bool   // next is known
 	failing bool
 	delays  time.Time // when the end of a flow last found no room
+	begun   begun
 }
 
 // Open begins to follow the flows of a namespace. From its return on the kernel counts
@@ -83,6 +85,7 @@ func Open(o Options) (*Log, error) {
 	l.stop = stop
 	l.work.Go(func() { l.listen(ctx, l.ends, l.ended, l.delayed) })
 	l.work.Go(func() { l.listen(ctx, l.reports, l.reported, nil) })
+	l.work.Go(func() { l.listen(ctx, l.begins, l.beginning, l.began) })
 	l.work.Go(func() { l.tick(ctx) })
 	return l, nil
 }
@@ -117,6 +120,9 @@ func (l *Log) openSockets() (err error) {
 	if l.reports, err = openDenied(policy.FlowLogGroup, l.o.ReceiveBuffer); err != nil {
 		return fmt.Errorf("denied packets: %w", err)
 	}
+	if l.begins, err = openBegins(); err != nil {
+		return fmt.Errorf("the beginnings of flows: %w", err)
+	}
 	s, err := nl.GetNetlinkSocketAt(netns.None(), netns.None(), unix.NETLINK_NETFILTER)
 	if err != nil {
 		return err
@@ -127,7 +133,7 @@ func (l *Log) openSockets() (err error) {
 }
 
 func (l *Log) closeSockets() {
-	for _, s := range []*socket{l.ends, l.reports} {
+	for _, s := range []*socket{l.ends, l.reports, l.begins} {
 		if s != nil {
 			s.file.Close()
 		}
@@ -177,6 +183,7 @@ func (l *Log) retire(name string) error {
 	n := l.ledgers[name]
 	delete(l.ledgers, name)
 	clear(n.flows)
+	n.gather()
 	return errors.Join(n.flush(l.o.Now()), n.save())
 }
 
@@ -308,29 +315,49 @@ func (l *Log) turn() error {
 			due[name] = n
 		}
 	}
+	look := len(due) > 0 || l.begun.worthALook()
 	var failed []error
-	if len(due) > 0 {
-		whole, err := l.dump(func(c conn, d decision) {
-			if n := due[d.nsg]; n != nil {
-				n.live(now, c, d)
-			}
-		})
-		failed = append(failed, err)
-		for _, n := range due {
-			n.swept(now, whole && now.Sub(l.delays) >= settle)
-		}
+	if look {
+		defer l.begun.spent(time.Now())
+		failed = append(failed, l.look(now, due))
 	}
-	if len(due) > 0 || now.Sub(l.flushed) >= l.o.FlushEvery {
-		for name, n := range l.ledgers {
-			err := n.flush(now)
-			if err == nil && due[name] != nil {
-				err = n.save()
-			}
-			failed = append(failed, err)
+	rest := len(due) > 0 || now.Sub(l.flushed) >= l.o.FlushEvery
+	if !look && !rest {
+		return nil
+	}
+	for name, n := range l.ledgers {
+		if rest {
+			n.gather()
 		}
+		err := n.flush(now)
+		if err == nil && due[name] != nil {
+			err = n.save()
+		}
+		failed = append(failed, err)
+	}
+	if rest {
 		l.flushed = now
 	}
 	return errors.Join(failed...)
+}
+
+// look reads all flows: those that are new in a log begin there, and of a log that is due
+// the others go on.
+func (l *Log) look(now time.Time, due map[string]*ledger) error {
+	failed := l.begun.watch(l.begins)
+	whole, err := l.dump(func(c conn, d decision) {
+		switch n := l.ledgers[d.nsg]; {
+		case n == nil:
+		case due[d.nsg] != nil:
+			n.live(now, c, d)
+		default:
+			n.begin(keyOf(c, d.direction), d.rule)
+		}
+	})
+	for _, n := range due {
+		n.swept(now, whole && now.Sub(l.delays) >= settle)
+	}
+	return errors.Join(failed, err)
 }
 
 // dump reads all flows that the kernel tracks; whole says that it gave each of them.
@@ -375,6 +402,7 @@ func (l *Log) halt() {
 	l.stop()
 	l.ends.wake()
 	l.reports.wake()
+	l.begins.wake()
 	l.work.Wait()
 	_ = l.ends.rest(l.locked(l.ended), l.delayed)
 	_ = l.reports.rest(l.locked(l.reported), nil)
@@ -383,6 +411,7 @@ func (l *Log) halt() {
 func (l *Log) finish() error {
 	var failed []error
 	for _, n := range l.ledgers {
+		n.gather()
 		failed = append(failed, n.flush(l.o.Now()), n.save())
 	}
 	return errors.Join(failed...)

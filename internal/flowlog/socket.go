@@ -84,6 +84,25 @@ func openEnds(buffer int) (*socket, error) {
 	return s, nil
 }
 
+// newFlows is the multicast group that tells of each flow that begins.
+const newFlows = unix.NFNLGRP_CONNTRACK_NEW
+
+// openBegins opens a socket that says when flows begin. It has little room: one message
+// is as good as many.
+func openBegins() (*socket, error) {
+	const room = 16 << 10
+	return openSocket(1<<(newFlows-1), room)
+}
+
+// follow enters the group of flows that begin, or leaves it.
+func (s *socket) follow(on bool) error {
+	option := unix.NETLINK_DROP_MEMBERSHIP
+	if on {
+		option = unix.NETLINK_ADD_MEMBERSHIP
+	}
+	return s.control(func(fd int) error { return unix.SetsockoptInt(fd, unix.SOL_NETLINK, option, newFlows) })
+}
+
 // openDenied opens a socket for the packets that the ruleset reports to a group.
 func openDenied(group uint16, buffer int) (*socket, error) {
 	s, err := openSocket(0, buffer)

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/flowlog"
 	"github.com/sluice-gateway/sluice/test/e2e/stack"
 )
@@ -47,6 +48,7 @@ rules:
 		t.Fatalf("the transfer: exit status %d, %d bytes\n%s", r.Exit, len(r.Out), r.Err)
 	}
 	member := holder(t, s)
+	eventually(t, 60*time.Second, "the flow that goes on has begun in the log", func() bool { return sums(t, s, member).open() > 0 })
 	r := s.Sluice("check", "-g", gateway, "--timeout", "2s", "--to", lanServer+":81")
 	if r.Exit != 1 || !strings.Contains(r.Out, "denied by rule watched/nothing-else (200)") {
 		t.Fatalf("the check of a denied port: %+v", r)
@@ -68,7 +70,7 @@ rules:
 		if got.sent.Bytes > sent.Bytes || got.received.Bytes > received.Bytes || got.denied.Packets > denied.Packets {
 			t.Fatalf("the log counts more than there was: %s; want %s", got, want)
 		}
-		return got.String() == want
+		return got.String() == want && got.open() == 0
 	})
 }
 
@@ -128,7 +130,27 @@ func readCounter(t *testing.T, text string) (c flowlog.Counters) {
 }
 
 // logged is what the flow log has of a member's flows.
-type logged struct{ sent, received, denied flowlog.Counters }
+type logged struct {
+	sent, received, denied flowlog.Counters
+	last                   map[loggedFlow]flowlog.Tuple // of each flow
+}
+
+// loggedFlow is what entries of one flow have in common.
+type loggedFlow struct {
+	rule string
+	flowlog.FiveTuple
+	core.Direction
+}
+
+// open counts the flows that have begun and not ended.
+func (l logged) open() (n int) {
+	for _, t := range l.last {
+		if t.State == flowlog.Begin || t.State == flowlog.Continue {
+			n++
+		}
+	}
+	return n
+}
 
 // String implements fmt.Stringer.
 func (l logged) String() string {
@@ -137,6 +159,7 @@ func (l logged) String() string {
 
 func sums(t *testing.T, s *stack.Stack, member netip.Addr) (out logged) {
 	t.Helper()
+	out.last = map[loggedFlow]flowlog.Tuple{}
 	names, err := filepath.Glob(filepath.Join(s.Run, "flowlogs", "default", "plant", "watched", "*.json"))
 	if err != nil {
 		t.Fatal(err)
@@ -171,7 +194,12 @@ func (l *logged) add(t *testing.T, rule, line string, member netip.Addr) {
 		t.Fatal(err)
 	case tuple.Source != member:
 		t.Errorf("a flow of another: %s", line)
+	case tuple.Direction != core.Outbound:
+		t.Errorf("nothing begins outside: %s", line)
+	case (rule == "nothing-else") != (tuple.State == flowlog.Deny):
+		t.Errorf("an entry in the state %v under the rule %s: %s", tuple.State, rule, line)
 	case rule == "database":
+		l.follows(t, loggedFlow{rule, tuple.FiveTuple, tuple.Direction}, tuple)
 		plus(&l.sent, tuple.Sent)
 		plus(&l.received, tuple.Received)
 	case rule == "nothing-else":
@@ -179,6 +207,17 @@ func (l *logged) add(t *testing.T, rule, line string, member netip.Addr) {
 	default:
 		t.Errorf("a flow of the rule %s: %s", rule, line)
 	}
+}
+
+// follows holds that a flow begins, goes on and ends, in this order.
+func (l *logged) follows(t *testing.T, f loggedFlow, now flowlog.Tuple) {
+	t.Helper()
+	before, known := l.last[f]
+	fresh := !known || before.State == flowlog.End
+	if fresh != (now.State == flowlog.Begin) || now.State == flowlog.Begin && now.Sent.Packets+now.Received.Packets != 0 || now.Time.Before(before.Time) {
+		t.Errorf("after %s came %s", before, now)
+	}
+	l.last[f] = now
 }
 
 func plus(to *flowlog.Counters, c flowlog.Counters) {
