@@ -7,9 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"path/filepath"
-	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -19,6 +17,7 @@ import (
 	"github.com/sluice-gateway/sluice/internal/placement"
 	"github.com/sluice-gateway/sluice/internal/store"
 	"github.com/sluice-gateway/sluice/internal/store/sqlite"
+	"github.com/sluice-gateway/sluice/internal/testseed"
 )
 
 // rests is how long addresses rest in these tests, in the time that they keep themselves.
@@ -424,14 +423,8 @@ func (w *world) checkIndex(rows map[netip.Addr]core.Lease) {
 // one owner at a time, in the store and on the machines, and rests between two.
 func TestOneOwnerWhateverHappens(t *testing.T) {
 	t.Parallel()
-	seeds := []uint64{rand.Uint64() >> 1, rand.Uint64() >> 1}
-	if text := os.Getenv("SLUICE_SEED"); text != "" {
-		n, err := strconv.ParseUint(text, 10, 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		seeds = []uint64{n}
-	}
+	first := testseed.Of(t)
+	seeds := []uint64{first, first + 1}
 	for _, seed := range seeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()

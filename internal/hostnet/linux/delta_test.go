@@ -14,6 +14,7 @@ import (
 	"github.com/sluice-gateway/sluice/internal/hostnet"
 	"github.com/sluice-gateway/sluice/internal/policy"
 	"github.com/sluice-gateway/sluice/internal/policy/policytest"
+	"github.com/sluice-gateway/sluice/internal/testseed"
 )
 
 func compiled(t *testing.T, g core.GoalVNet, ports ...hostnet.Port) string {
@@ -133,7 +134,7 @@ func TestDeltaIsTheSameAsReplacing(t *testing.T) {
 func TestRandomDeltas(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
-	g := policytest.NewGenerator(policytest.Seed(t), 12)
+	g := policytest.NewGenerator(testseed.Of(t), 12)
 	for _, bucketsFrom := range []int{1 << 20, -1} {
 		var texts []string
 		for range 12 {

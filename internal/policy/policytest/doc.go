@@ -4,7 +4,7 @@
 // A Fabric is whatever carries packets under rules: the kernel with the compiled text, the
 // text interpreted in Go (Text), and whatever comes later. Run gives it the tables of
 // Cases, then random rule sets and flows, and compares which packets arrive, and which
-// rule decided about each, with policy.Evaluator. The seed is printed; SLUICE_SEED sets it.
+// rule decided about each, with policy.Evaluator. Package testseed gives the seed.
 //
 // It is for tests alone.
 package policytest

@@ -3,9 +3,6 @@ package policytest
 import (
 	"encoding/json"
 	"fmt"
-	"math/rand/v2"
-	"os"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -13,6 +10,7 @@ import (
 
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/policy"
+	"github.com/sluice-gateway/sluice/internal/testseed"
 )
 
 // Fabric enforces the rules of Network's topology. Its methods fail the test by
@@ -44,21 +42,6 @@ type Options struct {
 	Least int
 }
 
-// Seed is SLUICE_SEED, or a random one; it is printed with the test's log.
-func Seed(t testing.TB) uint64 {
-	t.Helper()
-	seed := rand.Uint64() >> 1 //nolint:gosec // no secret
-	if text := os.Getenv("SLUICE_SEED"); text != "" {
-		n, err := strconv.ParseUint(text, 10, 64)
-		if err != nil {
-			t.Fatalf("SLUICE_SEED: %v", err)
-		}
-		seed = n
-	}
-	t.Logf("SLUICE_SEED=%d repeats this run", seed)
-	return seed
-}
-
 // Run holds a fabric against the tables and against random rule sets.
 func Run(t *testing.T, f Fabric, o Options) {
 	t.Helper()
@@ -66,7 +49,7 @@ func Run(t *testing.T, f Fabric, o Options) {
 	for _, c := range Cases() {
 		r.table(c)
 	}
-	g := NewGenerator(Seed(t), o.MaxRules)
+	g := NewGenerator(testseed.Of(t), o.MaxRules)
 	for i := range o.Sets {
 		if t.Failed() {
 			return

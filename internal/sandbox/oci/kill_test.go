@@ -13,6 +13,7 @@ import (
 
 	"github.com/sluice-gateway/sluice/internal/sandbox"
 	"github.com/sluice-gateway/sluice/internal/sandbox/sandboxtest"
+	"github.com/sluice-gateway/sluice/internal/testseed"
 )
 
 // TestManagerKilled kills a manager with SIGKILL at random points of its starts. What it
@@ -32,12 +33,13 @@ func TestManagerKilledAdopting(t *testing.T) {
 func killRounds(t *testing.T, prepare bool) {
 	i := newInstallation(t)
 	h := sandboxtest.Harness{NetNS: sandboxtest.NetNS(t)}
+	random := rand.New(rand.NewPCG(testseed.Of(t), 3))
 	for round := range 16 {
 		var specs []sandbox.Spec
 		for n := range 3 {
 			specs = append(specs, h.Spec(fmt.Sprintf("m-%d-%d", n, round), sandboxtest.Command{Do: "sleep"}))
 		}
-		after := time.Duration(rand.Int64N(int64(120 * time.Millisecond)))
+		after := time.Duration(random.Int64N(int64(120 * time.Millisecond)))
 		killManager(t, i, specs, after, prepare)
 		r := i.manager(t)
 		exactly(t, r, after)
