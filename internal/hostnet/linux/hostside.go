@@ -31,6 +31,8 @@ type hostSide struct {
 	watch *hostFirewall
 	// untimed: this kernel has no time-outs of single flows (CONFIG_NF_CONNTRACK_TIMEOUT).
 	untimed bool
+	// answered are the public addresses that the host was last made to answer ARP for.
+	answered string
 }
 
 func (n *Network) openHostSide() (*hostSide, error) {
@@ -62,6 +64,7 @@ type hostPlan struct {
 	masquerade   []netip.Addr // transit addresses that leave as the host
 	sources      []netip.Addr // every address that a NAT gateway may send from
 	opened       []string     // interfaces that forward only because of us
+	answering    []string     // interfaces where the host answers ARP for them
 	idle         int          // the longest TCP time-out of a NAT gateway, in seconds; 0: flows keep the host's
 }
 
@@ -172,6 +175,13 @@ func (n *Network) setHostSide(ctx context.Context, gateways []*natGateway, again
 	if err != nil {
 		return fmt.Errorf("finding the interfaces that packets leave by: %w", err)
 	}
+	near, _, err := n.readHostRoutes(h.at)
+	if err != nil {
+		return fmt.Errorf("finding the networks of the host's interfaces: %w", err)
+	}
+	for _, a := range near.answers(plan.sources) {
+		plan.answering = append(plan.answering, a.link)
+	}
 	if err := h.at.do(func() error { return n.applyHostSide(ctx, plan, forward) }); err != nil {
 		return err
 	}
@@ -234,6 +244,12 @@ func (n *Network) applyHostSide(ctx context.Context, plan hostPlan, forward []st
 	}
 	for _, name := range plan.opened {
 		if err := n.mem.set(forwardingKey(name), "1"); err != nil {
+			return err
+		}
+	}
+	for _, name := range plan.answering {
+		keep[proxyDelayKey(name)] = true
+		if err := n.mem.set(proxyDelayKey(name), "0"); err != nil {
 			return err
 		}
 	}
@@ -314,16 +330,16 @@ func hops(r netlink.Route) (out []int) {
 	return out
 }
 
-func (h *hostSide) routes() ([]netlink.Route, error) {
+func (s *space) mainRoutes() ([]netlink.Route, error) {
 	return retryDump(func() ([]netlink.Route, error) {
-		return h.at.nl.RouteListFiltered(unix.AF_INET, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+		return s.nl.RouteListFiltered(unix.AF_INET, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	})
 }
 
 // pickTransit gives a NAT gateway the same address each time, unless a network of the
 // host has it, or one of taken.
 func (h *hostSide) pickTransit(seed string, taken map[netip.Addr]bool) (netip.Addr, error) {
-	list, err := h.routes()
+	list, err := h.at.mainRoutes()
 	if err != nil {
 		return netip.Addr{}, err
 	}
@@ -355,8 +371,9 @@ func (n *Network) cleanHost(ctx context.Context) error {
 		return err
 	}
 	defer h.close()
+	answers := n.settleAnswers(h.at, nil)
 	_, err = h.at.dropLinks(func(name string) bool { return !n.isHostLink(name) })
-	return errors.Join(err, n.leaveHost(ctx, h))
+	return errors.Join(answers, err, n.leaveHost(ctx, h))
 }
 
 // isInstallation says that an interface of the host is a NAT gateway's, of this installation

@@ -136,6 +136,11 @@ func (n *Network) inventoryHost() ([]hostnet.Item, error) {
 			items[i].Why = "NAT gateways of this installation"
 		}
 	}
+	answers, err := n.inventoryAnswers(host)
+	if err != nil {
+		return nil, err
+	}
+	items = append(items, answers...)
 	entries, err := n.mem.load()
 	for _, key := range sortedKeys(entries) {
 		items = append(items, hostnet.Item{

@@ -52,6 +52,9 @@ func (n *Network) Set(ctx context.Context, cfg hostnet.Config) (hostnet.Status, 
 	}
 	work.Wait()
 	n.connectPeers(ctx)
+	if err := n.answerPublic(!n.swept); err != nil {
+		r.refuse("host", machineError("answering ARP for the public addresses of NAT gateways", err))
+	}
 	if !n.swept {
 		if err := errors.Join(n.sweep(r), n.sweepConnections(), flowlog.Prune(n.opts.FlowLogDir, time.Now())); err != nil {
 			r.problems = append(r.problems, hostnet.Problem{Object: "host", Err: fmt.Errorf("removing what is left over: %w", err)})

@@ -251,8 +251,9 @@ func (s *space) answerFor(l netlink.Link, list []netip.Addr) (begun []netip.Addr
 	return begun, nil
 }
 
+// proxy is permanent: the kernel forgets others when the interface loses its carrier.
 func proxy(index int, a netip.Addr) *netlink.Neigh {
-	return &netlink.Neigh{LinkIndex: index, Family: unix.AF_INET, Flags: netlink.NTF_PROXY, IP: a.AsSlice()}
+	return &netlink.Neigh{LinkIndex: index, Family: unix.AF_INET, State: netlink.NUD_PERMANENT, Flags: netlink.NTF_PROXY, IP: a.AsSlice()}
 }
 
 // returnUplinks gives back, and removes, what no goal of this host wants as it is. It
