@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,10 +19,9 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/sluice-gateway/sluice/client"
 	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/nettest"
 	"github.com/sluice-gateway/sluice/internal/testpg"
 	"github.com/sluice-gateway/sluice/test/e2e/stack"
 )
@@ -243,30 +241,11 @@ func (c *corp) vnetSpace(m core.Member) string {
 
 func (c *corp) tunnelSpace() string { return "/run/netns/sluice-" + c.Instance() + "-t" }
 
-// inSpace calls f on a thread that is in a network namespace and ends with f. Sockets
-// that f makes stay there.
-func inSpace(path string, f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread must not serve anyone else
-		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err == nil {
-			err = unix.Setns(fd, unix.CLONE_NEWNET)
-			unix.Close(fd)
-		}
-		if err == nil {
-			err = f()
-		}
-		done <- err
-	}()
-	return <-done
-}
-
 // readIn reads a file of /proc as a process in the namespace sees it.
 func readIn(t testing.TB, space, path string) string {
 	t.Helper()
 	var text []byte
-	err := inSpace(space, func() (err error) {
+	err := nettest.In(space, func() (err error) {
 		text, err = os.ReadFile(path)
 		return err
 	})

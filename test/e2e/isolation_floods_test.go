@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/nettest"
 )
 
 // arpTricks claims addresses of others, asks for them, and looks at what the far ends of
@@ -35,10 +37,10 @@ func (f *field) arpTricks(t *testing.T) {
 		eventually(t, 20*time.Second, "a forged ARP reply on "+link+" changes an entry that it may change", func() bool {
 			for _, a := range append(others, where.taught) {
 				for _, op := range []byte{1, 2} {
-					if err := w.arp(op, forged, a, where.own); err != nil {
+					if err := w.Send(nettest.Frame{Kind: unix.ETH_P_ARP, From: forged, Text: nettest.ARP(op, forged, a, w.Next, where.own)}); err != nil {
 						t.Fatal(err)
 					}
-					if err := w.arp(op, forged, a, a); err != nil { // gratuitous
+					if err := w.Send(nettest.Frame{Kind: unix.ETH_P_ARP, From: forged, Text: nettest.ARP(op, forged, a, w.Next, a)}); err != nil { // gratuitous
 						t.Fatal(err)
 					}
 				}
@@ -70,15 +72,6 @@ func neighbours(t *testing.T, space, addr string) string {
 	return out
 }
 
-// arp says that sender is at mac.
-func (w *tap) arp(op byte, mac net.HardwareAddr, sender, target string) error {
-	from, to := netip.MustParseAddr(sender).As4(), netip.MustParseAddr(target).As4()
-	doc := append(append([]byte{}, w.next...), mac...)
-	doc = append(doc, 8, 6, 0, 1, 8, 0, 6, 4, 0, op)
-	doc = append(append(append(append(doc, mac...), from[:]...), w.next...), to[:]...)
-	return w.write(doc)
-}
-
 // more than a member may have open: see policy.MaxMemberFlows, written again here.
 const (
 	mostFlows  = 4096
@@ -95,11 +88,11 @@ func (f *field) mute(t *testing.T, m core.Member) {
 }
 
 // flood sends frames of distinct flows and calls look now and then.
-func (w *tap) flood(t *testing.T, r raw, look func()) {
+func (w *tap) flood(t *testing.T, r nettest.Frame, look func()) {
 	t.Helper()
 	for i := range floodFlows {
-		r.sport = uint16(2000 + i)
-		if err := w.send(r); err != nil {
+		r.SourcePort = uint16(2000 + i)
+		if err := w.Send(r); err != nil {
 			t.Fatal(err)
 		}
 		if i%250 == 249 {
@@ -142,7 +135,7 @@ func halfOpen(t *testing.T, space string) (n int) {
 func (f *field) endpointHalfOpen(t *testing.T) {
 	f.mute(t, f.twin)
 	endpoint := fmt.Sprintf("10.20.1.7:%d", f.echo)
-	r := raw{src: f.twin.Address.String(), dst: "10.20.1.7", proto: unix.IPPROTO_TCP, dport: uint16(f.echo)}
+	r := nettest.Frame{Src: f.twin.Address.String(), Dst: "10.20.1.7", Protocol: unix.IPPROTO_TCP, Port: uint16(f.echo)}
 	f.floodBounded(t, flooding{attacker: f.twin, frame: r, chain: "input"}, func() {
 		if err := echoes(f.memberSpace(f.twinTwo), endpoint); err != nil {
 			t.Errorf("the neighbour, meanwhile: %v", err)
@@ -156,7 +149,7 @@ func (f *field) udpBetweenMembers(t *testing.T) {
 	to := f.twinTwo.Address.String()
 	target := listenIn(t, f.memberSpace(f.twinTwo), to+":0")
 	back := listenIn(t, f.memberSpace(f.twin), f.twin.Address.String()+":0")
-	r := raw{src: f.twin.Address.String(), dst: to}
+	r := nettest.Frame{Src: f.twin.Address.String(), Dst: to}
 	f.floodBounded(t, flooding{attacker: f.twin, frame: r, chain: "forward"}, func() {
 		if err := echoes(f.memberSpace(f.twinTwo), back); err != nil {
 			t.Errorf("the neighbour's new connection, meanwhile: %v", err)
@@ -193,7 +186,7 @@ func (f *field) questionsToTheResolver(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := f.lawful()
-	r.dst, r.dport, r.text = "10.20.0.2", 53, string(text)
+	r.Dst, r.Port, r.Text = "10.20.0.2", 53, string(text)
 	f.floodBounded(t, flooding{attacker: f.attacker, frame: r, chain: "input"}, func() {
 		eventually(t, 20*time.Second, "the neighbour's question is answered", func() bool {
 			return asks(f.memberSpace(f.neighbour), "orders.corp.internal.") == nil
@@ -206,7 +199,7 @@ func (f *field) questionsToTheResolver(t *testing.T) {
 
 // asks wants an address of a name from the network's resolver.
 func asks(space, name string) error {
-	return inSpace(space, func() error {
+	return nettest.In(space, func() error {
 		c, err := net.DialTimeout("udp4", "10.20.0.2:53", 5*time.Second)
 		if err != nil {
 			return err
@@ -230,7 +223,7 @@ const slack = 200
 
 type flooding struct {
 	attacker core.Member
-	frame    raw
+	frame    nettest.Frame
 	chain    string // where the limit acts
 }
 
@@ -253,7 +246,7 @@ func (f *field) floodBounded(t *testing.T, a flooding, meanwhile func()) {
 		t.Errorf("the limit of %d flows dropped nothing of %d", mostFlows, floodFlows)
 	}
 	meanwhile()
-	endFlows(t, space, a.attacker.Address, orByte(a.frame.proto, unix.IPPROTO_UDP))
+	endFlows(t, space, a.attacker.Address, cmp.Or(a.frame.Protocol, unix.IPPROTO_UDP))
 }
 
 func tracked(t *testing.T, space string) int {
@@ -287,7 +280,7 @@ func endFlows(t *testing.T, space string, from netip.Addr, proto uint8) {
 		err = filter.AddProtocol(proto)
 	}
 	if err == nil {
-		err = inSpace(space, func() error {
+		err = nettest.In(space, func() error {
 			_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filter)
 			return err
 		})

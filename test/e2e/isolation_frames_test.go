@@ -11,12 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/nettest"
 )
 
 // forgery is frames that must not pass, and the same without what is forged, which must.
 type forgery struct {
 	what            string
-	attack, control []raw
+	attack, control []nettest.Frame
 }
 
 func broadcast() net.HardwareAddr { return net.HardwareAddr{255, 255, 255, 255, 255, 255} }
@@ -39,36 +40,39 @@ func (f *field) lookouts(t *testing.T) []*sniffer {
 	return out
 }
 
+// tap is an interface that frames are put on.
+type tap struct{ *nettest.Tap }
+
 // tapOf opens an interface of the attacker's.
 func (f *field) tapOf(t *testing.T, m core.Member, link string) *tap {
 	t.Helper()
 	space := f.memberSpace(m)
 	next := nextHop(t, space, link)
-	var w *tap
-	err := inSpace(space, func() (err error) {
-		w, err = openTap(link, next)
+	w := &tap{}
+	err := nettest.In(space, func() (err error) {
+		w.Tap, err = nettest.OpenTap(link, next)
 		return err
 	})
 	if err != nil {
 		t.Fatalf("%s in %s: %v", link, space, err)
 	}
-	t.Cleanup(w.close)
+	t.Cleanup(w.Close)
 	return w
 }
 
 // sendAll sends frames with a mark by which they are known, and gives it; TCP has it as its
 // source port, too, so that answers are known as well.
-func (w *tap) sendAll(t *testing.T, what string, number int, frames []raw) (mark string, port uint16) {
+func (w *tap) sendAll(t *testing.T, what string, number int, frames []nettest.Frame) (mark string, port uint16) {
 	t.Helper()
 	mark, port = fmt.Sprintf("%s%02s", markerText, strconv.FormatInt(int64(number), 36)), uint16(markerBase+number)
 	for _, r := range frames {
-		if r.proto == unix.IPPROTO_TCP {
-			r.sport = port
+		if r.Protocol == unix.IPPROTO_TCP {
+			r.SourcePort = port
 		}
-		if !r.plain {
-			r.text += mark
+		if !r.Plain {
+			r.Text += mark
 		}
-		if err := w.send(r); err != nil {
+		if err := w.Send(r); err != nil {
 			t.Fatalf("send %s: %v", what, err)
 		}
 	}
@@ -87,7 +91,7 @@ func (f *field) framesOnEth(t *testing.T) {
 		mark, _ := w.sendAll(t, g.what, 2*i, g.attack)
 		attacks = append(attacks, mark)
 		if g.control == nil {
-			g.control = []raw{f.lawful()}
+			g.control = []nettest.Frame{f.lawful()}
 		}
 		mark, _ = w.sendAll(t, g.what+" (control)", 2*i+1, g.control)
 		controls = append(controls, mark)
@@ -105,8 +109,8 @@ func (f *field) framesOnEth(t *testing.T) {
 }
 
 // lawful is a datagram that the rules let out.
-func (f *field) lawful() raw {
-	return raw{src: f.attacker.Address.String(), dst: f.host()}
+func (f *field) lawful() nettest.Frame {
+	return nettest.Frame{Src: f.attacker.Address.String(), Dst: f.host()}
 }
 
 func (f *field) host() string {
@@ -142,8 +146,8 @@ func (f *field) spoofed(t *testing.T) (out []forgery) {
 		"from the broadcast address": "255.255.255.255", "from a multicast address": "224.0.0.9",
 	} {
 		r := f.lawful()
-		r.src = src
-		out = append(out, forgery{what: what, attack: []raw{r}})
+		r.Src = src
+		out = append(out, forgery{what: what, attack: []nettest.Frame{r}})
 		whole := f.lawful()
 		out = append(out, forgery{what: "in fragments, " + what, attack: fragments(r), control: fragments(whole)})
 	}
@@ -152,19 +156,19 @@ func (f *field) spoofed(t *testing.T) (out []forgery) {
 		"from the next hop's MAC": nextHop(t, f.memberSpace(f.attacker), "eth0"), "from the tunnel's MAC": macOf(t, f.memberSpace(f.attacker), "tun0"),
 	} {
 		r := f.lawful()
-		r.from = mac
-		out = append(out, forgery{what: what, attack: []raw{r}})
+		r.From = mac
+		out = append(out, forgery{what: what, attack: []nettest.Frame{r}})
 	}
 	return out
 }
 
 // fragments divides a datagram in two; the marker, which is as long as it must be, is in
 // the second.
-func fragments(r raw) []raw {
+func fragments(r nettest.Frame) []nettest.Frame {
 	first, second := r, r
-	first.fragment, second.fragment, second.bare = moreFragments, 1, true
-	first.plain = true
-	return []raw{first, second}
+	first.Fragment, second.Fragment, second.Bare = nettest.MoreFragments, 1, true
+	first.Plain = true
+	return []nettest.Frame{first, second}
 }
 
 // misdirected go where a member has nothing to look for.
@@ -176,8 +180,8 @@ func (f *field) misdirected(t *testing.T) (out []forgery) {
 		"to this network": "0.0.0.0",
 	} {
 		r := f.lawful()
-		r.dst = dst
-		out = append(out, forgery{what: what, attack: []raw{r}})
+		r.Dst = dst
+		out = append(out, forgery{what: what, attack: []nettest.Frame{r}})
 	}
 	for what, to := range map[string]struct {
 		dst string
@@ -188,40 +192,40 @@ func (f *field) misdirected(t *testing.T) (out []forgery) {
 		"to the host in a broadcast frame": {f.host(), broadcast()}, "to the host at the neighbour's MAC": {f.host(), macOf(t, f.memberSpace(f.neighbour), "eth0")},
 	} {
 		r := f.lawful()
-		r.dst, r.to = to.dst, to.mac
-		out = append(out, forgery{what: what, attack: []raw{r}})
+		r.Dst, r.To = to.dst, to.mac
+		out = append(out, forgery{what: what, attack: []nettest.Frame{r}})
 	}
 	return out
 }
 
 // misshapen are allowed by source and destination.
 func (f *field) misshapen() []forgery {
-	with := func(change func(*raw)) []raw {
+	with := func(change func(*nettest.Frame)) []nettest.Frame {
 		r := f.lawful()
 		change(&r)
-		return []raw{r}
+		return []nettest.Frame{r}
 	}
 	neighbour := f.neighbour.Address.As4()
 	route := append([]byte{131, 7, 4}, neighbour[:]...)
 	out := []forgery{
-		{"with a source route", with(func(r *raw) { r.options = append(route, 0) }), with(func(r *raw) { r.options = []byte{1, 1, 1, 1, 1, 1, 1, 0} })},
-		{"with a strict source route", with(func(r *raw) { r.options = append([]byte{137, 7, 4}, append(neighbour[:], 0)...) }), nil},
-		{"whose time to live is over", with(func(r *raw) { r.ttl = 1 }), nil},
-		{"in a VLAN", with(func(r *raw) { r.tag = 7 }), nil},
-		{"a later fragment alone", with(func(r *raw) { r.fragment, r.bare = 1, true }), nil},
-		{"TCP that belongs to no flow", with(func(r *raw) { r.proto, r.flags = unix.IPPROTO_TCP, 0x10 }), with(func(r *raw) { r.proto = unix.IPPROTO_TCP })},
-		{"TCP with all flags", with(func(r *raw) { r.proto, r.flags = unix.IPPROTO_TCP, 0x3f }), nil},
-		{"IPv6", with(func(r *raw) { r.kind, r.text = unix.ETH_P_IPV6, "`" }), nil},
+		{"with a source route", with(func(r *nettest.Frame) { r.Options = append(route, 0) }), with(func(r *nettest.Frame) { r.Options = []byte{1, 1, 1, 1, 1, 1, 1, 0} })},
+		{"with a strict source route", with(func(r *nettest.Frame) { r.Options = append([]byte{137, 7, 4}, append(neighbour[:], 0)...) }), nil},
+		{"whose time to live is over", with(func(r *nettest.Frame) { r.TTL = 1 }), nil},
+		{"in a VLAN", with(func(r *nettest.Frame) { r.Tag = 7 }), nil},
+		{"a later fragment alone", with(func(r *nettest.Frame) { r.Fragment, r.Bare = 1, true }), nil},
+		{"TCP that belongs to no flow", with(func(r *nettest.Frame) { r.Protocol, r.Flags = unix.IPPROTO_TCP, 0x10 }), with(func(r *nettest.Frame) { r.Protocol = unix.IPPROTO_TCP })},
+		{"TCP with all flags", with(func(r *nettest.Frame) { r.Protocol, r.Flags = unix.IPPROTO_TCP, 0x3f }), nil},
+		{"IPv6", with(func(r *nettest.Frame) { r.Kind, r.Text = unix.ETH_P_IPV6, "`" }), nil},
 	}
 	for what, proto := range map[string]byte{"IP in IP": 4, "IPv6 in IP": 41, "GRE": 47, "ESP": 50, "AH": 51, "SCTP": 132, "IGMP": 2} {
-		out = append(out, forgery{what: what, attack: with(func(r *raw) { r.proto = proto })})
+		out = append(out, forgery{what: what, attack: with(func(r *nettest.Frame) { r.Protocol = proto })})
 	}
 	return out
 }
 
 func macOf(t *testing.T, space, link string) (mac net.HardwareAddr) {
 	t.Helper()
-	err := inSpace(space, func() error {
+	err := nettest.In(space, func() error {
 		i, err := net.InterfaceByName(link)
 		if err == nil {
 			mac = i.HardwareAddr
@@ -245,7 +249,7 @@ func (f *field) framesOnTun(t *testing.T) {
 	var ports, controls []uint16
 	for i, g := range forgeries {
 		mark, port := w.sendAll(t, g.what, 2*i, g.attack)
-		_, control := w.sendAll(t, g.what+" (control)", 2*i+1, []raw{f.toRelay()})
+		_, control := w.sendAll(t, g.what+" (control)", 2*i+1, []nettest.Frame{f.toRelay()})
 		marks, ports, controls = append(marks, mark), append(ports, port), append(controls, control)
 	}
 	for i, g := range forgeries {
@@ -264,40 +268,40 @@ func (f *field) framesOnTun(t *testing.T) {
 }
 
 // toRelay is the first segment of a connection to the relay.
-func (f *field) toRelay() raw {
-	return raw{src: f.attacker.TunnelAddress.String(), dst: "169.254.0.1", proto: unix.IPPROTO_TCP, dport: 8483}
+func (f *field) toRelay() nettest.Frame {
+	return nettest.Frame{Src: f.attacker.TunnelAddress.String(), Dst: "169.254.0.1", Protocol: unix.IPPROTO_TCP, Port: 8483}
 }
 
 func (f *field) tunForgeries() (out []forgery) {
-	add := func(what string, change func(*raw)) {
+	add := func(what string, change func(*nettest.Frame)) {
 		r := f.toRelay()
 		change(&r)
-		out = append(out, forgery{what: what, attack: []raw{r}})
+		out = append(out, forgery{what: what, attack: []nettest.Frame{r}})
 	}
 	for what, src := range map[string]string{
 		"from the neighbour's tunnel address": f.neighbour.TunnelAddress.String(), "from the lease": f.attacker.Address.String(),
 		"from the neighbour's lease": f.neighbour.Address.String(), "from a free tunnel address": "169.254.77.77", "from the far end's address": "169.254.0.1",
 		"from the host's address": f.host(), "from loopback": "127.0.0.1", "from an outside address": "192.0.2.9", "from no address": "0.0.0.0",
 	} {
-		add(what, func(r *raw) { r.src = src })
+		add(what, func(r *nettest.Frame) { r.Src = src })
 	}
 	for what, dst := range map[string]string{
 		"to the neighbour's tunnel address": f.neighbour.TunnelAddress.String(), "to the neighbour's lease": f.neighbour.Address.String(),
 		"to a metadata service": "169.254.169.254", "to the host's address": f.host(), "to loopback": "127.0.0.1",
 		"to an outside address": "192.0.2.9", "to a private endpoint": "10.20.1.4", "to an address past the far end": "169.254.0.2",
 	} {
-		add(what, func(r *raw) { r.dst = dst })
+		add(what, func(r *nettest.Frame) { r.Dst = dst })
 	}
 	for _, port := range []uint16{22, 53, 80, 8482, 8484, uint16(portOf(f.HTTP)), uint16(f.echo)} {
-		add(fmt.Sprintf("to the far end's port %d", port), func(r *raw) { r.dport = port })
+		add(fmt.Sprintf("to the far end's port %d", port), func(r *nettest.Frame) { r.Port = port })
 	}
-	add("to everyone", func(r *raw) { r.dst, r.to = "169.254.255.255", broadcast() })
-	add("to a multicast group", func(r *raw) { r.dst, r.to = "224.0.0.1", net.HardwareAddr{1, 0, 0x5e, 0, 0, 1} })
-	add("to the relay in a broadcast frame", func(r *raw) { r.to = broadcast() })
-	add("to the relay over UDP", func(r *raw) { r.proto = unix.IPPROTO_UDP })
-	add("in a VLAN", func(r *raw) { r.tag = 7 })
-	add("IPv6", func(r *raw) { r.kind, r.text = unix.ETH_P_IPV6, "`" })
+	add("to everyone", func(r *nettest.Frame) { r.Dst, r.To = "169.254.255.255", broadcast() })
+	add("to a multicast group", func(r *nettest.Frame) { r.Dst, r.To = "224.0.0.1", net.HardwareAddr{1, 0, 0x5e, 0, 0, 1} })
+	add("to the relay in a broadcast frame", func(r *nettest.Frame) { r.To = broadcast() })
+	add("to the relay over UDP", func(r *nettest.Frame) { r.Protocol = unix.IPPROTO_UDP })
+	add("in a VLAN", func(r *nettest.Frame) { r.Tag = 7 })
+	add("IPv6", func(r *nettest.Frame) { r.Kind, r.Text = unix.ETH_P_IPV6, "`" })
 	neighbour := f.neighbour.TunnelAddress.As4()
-	add("with a source route", func(r *raw) { r.options = append([]byte{131, 7, 4}, append(neighbour[:], 0)...) })
+	add("with a source route", func(r *nettest.Frame) { r.Options = append([]byte{131, 7, 4}, append(neighbour[:], 0)...) })
 	return out
 }

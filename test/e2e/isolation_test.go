@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/nettest"
 )
 
 // besideTheAttacker adds to the battlefield: a second member to the network without rules,
@@ -102,7 +103,7 @@ func (f *field) abstractSockets(t *testing.T) {
 	if err := call(); err != nil {
 		t.Fatalf("the host itself can't reach it: %v", err)
 	}
-	if err := inSpace(f.memberSpace(f.attacker), call); !errors.Is(err, unix.ECONNREFUSED) {
+	if err := nettest.In(f.memberSpace(f.attacker), call); !errors.Is(err, unix.ECONNREFUSED) {
 		t.Errorf("from a member's namespace: %v, want a refusal", err)
 	}
 }
@@ -110,7 +111,7 @@ func (f *field) abstractSockets(t *testing.T) {
 // greets makes a TLS handshake with the service through the relay: in TLS 1.3 it is over for
 // the client before the service asks for its certificate.
 func (f *field) greets(m core.Member) error {
-	return inSpace(f.memberSpace(m), func() error {
+	return nettest.In(f.memberSpace(m), func() error {
 		d := net.Dialer{Timeout: 10 * time.Second}
 		d.SetMultipathTCP(false)
 		c, err := d.Dial("tcp4", relayAddress)
@@ -133,7 +134,7 @@ type crowd struct {
 func gather(t *testing.T, space, addr string, n int) *crowd {
 	t.Helper()
 	c := &crowd{}
-	err := inSpace(space, func() error {
+	err := nettest.In(space, func() error {
 		d := net.Dialer{Timeout: 10 * time.Second}
 		d.SetMultipathTCP(false)
 		for range n {
@@ -224,7 +225,7 @@ func (f *field) endpointConnections(t *testing.T) {
 
 // echoes sends a byte to a server that gives it back.
 func echoes(space, addr string) error {
-	return inSpace(space, func() error {
+	return nettest.In(space, func() error {
 		d := net.Dialer{Timeout: 5 * time.Second}
 		d.SetMultipathTCP(false)
 		c, err := d.Dial("tcp4", addr)

@@ -6,15 +6,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
+	"github.com/sluice-gateway/sluice/internal/nettest"
 	"github.com/sluice-gateway/sluice/internal/testpg"
 	"github.com/sluice-gateway/sluice/test/e2e/stack"
-	"golang.org/x/sys/unix"
 )
 
 // far is a machine beyond the host, with a database server of its own: a namespace, and
@@ -131,74 +129,13 @@ func holder(t *testing.T, s *stack.Stack) netip.Addr {
 	return netip.MustParseAddr((&corp{Stack: s, t: t}).onlyMember().Address)
 }
 
-// What differs from look to look: a device's index and its peer's, a bridge's timers.
-var (
-	ownIndex = regexp.MustCompile(`^\d+: ([^:@]+)(@\S+)?: `)
-	timers   = regexp.MustCompile(`_timer +[0-9.]+`)
-)
-
-// describe prints how a device of the host is: name, state, addresses, routes.
-func describe(t *testing.T, dev string) string {
-	t.Helper()
-	var out strings.Builder
-	for _, args := range [][]string{{"-d", "addr", "show", "dev", dev}, {"route", "show", "table", "all", "dev", dev}} {
-		text, err := exec.Command("ip", args...).CombinedOutput()
-		if err != nil {
-			fmt.Fprintf(&out, "%s\n", err)
-		}
-		for line := range strings.Lines(string(text)) {
-			line = strings.TrimSpace(ownIndex.ReplaceAllString(strings.TrimSpace(line), "$1: "))
-			if !strings.Contains(line, "fe80::") && !strings.Contains(line, "valid_lft") && !strings.HasPrefix(line, "multicast") {
-				out.WriteString(timers.ReplaceAllString(line, "_timer") + "\n") // without what the kernel makes in its own time
-			}
-		}
-	}
-	return out.String()
-}
-
-// newTUN joins the host and a machine by a VPN: two TUN devices, and a program that
-// carries packets between them. It returns the name of the host's device.
+// newTUN joins the host and a machine by a VPN. It returns the name of the host's device.
 func newTUN(t *testing.T, f *far, addr string) string {
 	t.Helper()
 	name := "e2et" + f.id
-	ends := [2]*os.File{openTUN(t, "", name), openTUN(t, "/run/netns/"+f.ns, name)}
-	var work sync.WaitGroup
-	for i := range ends {
-		work.Go(func() {
-			buf := make([]byte, 65536)
-			for {
-				k, err := ends[i].Read(buf)
-				if err != nil {
-					return
-				}
-				_, _ = ends[1-i].Write(buf[:k])
-			}
-		})
-	}
-	t.Cleanup(func() { ends[0].Close(); ends[1].Close(); work.Wait() })
+	nettest.JoinTUN(t, "", "/run/netns/"+f.ns, name)
 	ip(t, "link", "set", name, "up")
 	ip(t, "-n", f.ns, "addr", "add", addr, "dev", name)
 	ip(t, "-n", f.ns, "link", "set", name, "up")
 	return name
-}
-
-func openTUN(t *testing.T, ns, name string) (f *os.File) {
-	t.Helper()
-	err := inNetNS(ns, func() error {
-		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-		if err != nil {
-			return err
-		}
-		ifr, err := unix.NewIfreq(name)
-		if err == nil {
-			ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
-			err = unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr)
-		}
-		f = os.NewFile(uintptr(fd), filepath.Join(ns, name))
-		return err
-	})
-	if err != nil {
-		t.Fatalf("make the TUN device %s: %v", name, err)
-	}
-	return f
 }

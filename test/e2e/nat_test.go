@@ -5,14 +5,13 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 
-	"golang.org/x/sys/unix"
+	"github.com/sluice-gateway/sluice/internal/nettest"
 )
 
 // outside is a machine beyond the host: a namespace on a veth of the host's, with a
@@ -99,34 +98,11 @@ func (n *noted) Accept() (net.Conn, error) {
 
 // listenOutside listens in another network namespace.
 func listenOutside(ns, address string) (l net.Listener, err error) {
-	err = inNetNS(ns, func() (err error) {
+	err = nettest.In(ns, func() (err error) {
 		l, err = net.Listen("tcp4", address)
 		return err
 	})
 	return l, err
-}
-
-// inNetNS calls f in a network namespace; "" is that of the machine. The thread that goes
-// there never serves anything else: it ends with its goroutine.
-func inNetNS(ns string, f func() error) error {
-	done := make(chan error)
-	go func() {
-		if ns == "" {
-			done <- f()
-			return
-		}
-		runtime.LockOSThread()
-		at, err := os.Open(ns)
-		if err == nil {
-			defer at.Close()
-			err = unix.Setns(int(at.Fd()), unix.CLONE_NEWNET)
-		}
-		if err == nil {
-			err = f()
-		}
-		done <- err
-	}()
-	return <-done
 }
 
 // TestThroughTheNATGateway reaches a data source outside the network.

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sluice-gateway/sluice/internal/nettest"
 )
 
 // sniffer records frames in a namespace that carry a marker.
@@ -32,7 +34,7 @@ func sniff(t *testing.T, where, space string, ignoreIncoming bool, links string)
 	t.Helper()
 	s := &sniffer{where: where, done: make(chan struct{}), seen: map[string]int{}}
 	names := map[int]string{}
-	err := inSpace(space, func() (err error) {
+	err := nettest.In(space, func() (err error) {
 		all := uint16(unix.ETH_P_ALL)
 		if s.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(all<<8|all>>8)); err != nil {
 			return err
@@ -146,7 +148,7 @@ func (b *battlefield) forgedFrames(t *testing.T, from, host string) []attack {
 	var out []attack
 	for i, f := range frames {
 		m := fmt.Sprintf("%s%02d", markerText, i)
-		if err := inSpace(from, func() error { return f.send(macs[f.link], m) }); err != nil {
+		if err := nettest.In(from, func() error { return f.send(macs[f.link], m) }); err != nil {
 			t.Fatalf("send %s: %v", f.what, err)
 		}
 		out = append(out, attack{"a frame with " + f.what, m})
@@ -213,25 +215,11 @@ func (f frame) packet(payload string) []byte {
 	}
 	body = append(body, payload...)
 	if f.proto == unix.IPPROTO_ICMP {
-		binary.BigEndian.PutUint16(body[2:], checksum(body))
+		binary.BigEndian.PutUint16(body[2:], nettest.Checksum(body))
 	}
 	p := []byte{0x45, 0, 0, byte(20 + len(body)), 0, 1, 0, 0, 64, f.proto, 0, 0}
 	src, dst := netip.MustParseAddr(f.src).As4(), netip.MustParseAddr(f.dst).As4()
 	p = append(append(p, src[:]...), dst[:]...)
-	binary.BigEndian.PutUint16(p[10:], checksum(p))
+	binary.BigEndian.PutUint16(p[10:], nettest.Checksum(p))
 	return append(p, body...)
-}
-
-func checksum(b []byte) uint16 {
-	var sum uint32
-	for i := 0; i+1 < len(b); i += 2 {
-		sum += uint32(b[i])<<8 | uint32(b[i+1])
-	}
-	if len(b)%2 == 1 {
-		sum += uint32(b[len(b)-1]) << 8
-	}
-	for sum > 0xffff {
-		sum = sum&0xffff + sum>>16
-	}
-	return ^uint16(sum)
 }

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/nettest"
 )
 
 // twoNetworks adds, beside the example's: a second gateway in the same subnet, an endpoint
@@ -118,7 +119,7 @@ func serveEcho(l net.Listener) {
 // dialFrom tries a TCP connection from a namespace, as root or as the user that members
 // have inside their own.
 func dialFrom(space, addr string, uid int, within time.Duration) error {
-	return inSpace(space, func() error {
+	return nettest.In(space, func() error {
 		if uid != 0 {
 			if _, _, e := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)); e != 0 {
 				return e
@@ -231,7 +232,7 @@ func hostAddresses(t *testing.T) []string {
 
 // sendUDP sends one datagram; that it can't be sent is fine.
 func sendUDP(t *testing.T, space, addr, text string) {
-	err := inSpace(space, func() error {
+	err := nettest.In(space, func() error {
 		c, err := net.Dial("udp4", addr)
 		if err != nil {
 			return nil
@@ -349,7 +350,7 @@ func TestPromise2RootInTheNamespaceStaysOutside(t *testing.T) {
 		{b.neighbour.TunnelAddress.String(), relayAddress}, {"10.20.0.99", fmt.Sprintf("10.20.1.4:%d", b.PG.Port)},
 		{"10.20.0.99", listener},
 	} {
-		err := inSpace(from, func() error {
+		err := nettest.In(from, func() error {
 			d := net.Dialer{Timeout: time.Second}
 			if try.source != "" {
 				d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(try.source)}
@@ -373,7 +374,7 @@ func TestPromise2RootInTheNamespaceStaysOutside(t *testing.T) {
 func listenIn(t *testing.T, space, addr string) string {
 	t.Helper()
 	var l net.Listener
-	err := inSpace(space, func() (err error) {
+	err := nettest.In(space, func() (err error) {
 		l, err = net.Listen("tcp4", addr)
 		return err
 	})

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/nettest"
 )
 
 // sockets lists what is bound in a namespace, as "tcp 10.0.0.1:53": TCP sockets that
@@ -54,7 +55,7 @@ func sockets(t testing.TB, space string) []string {
 func readOptional(t testing.TB, space, kind string) string {
 	t.Helper()
 	text := ""
-	err := inSpace(space, func() error {
+	err := nettest.In(space, func() error {
 		b, err := os.ReadFile("/proc/thread-self/net/" + kind)
 		text = string(b)
 		if errors.Is(err, os.ErrNotExist) {

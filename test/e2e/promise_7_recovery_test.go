@@ -21,6 +21,7 @@ import (
 
 	"github.com/sluice-gateway/sluice/client"
 	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/nettest"
 )
 
 // TestPromise7ChaosRecovers kills host, service and members at random points of
@@ -323,7 +324,7 @@ type flow struct {
 func openFlow(t *testing.T, space, addr string) *flow {
 	t.Helper()
 	f := &flow{}
-	err := inSpace(space, func() (err error) {
+	err := nettest.In(space, func() (err error) {
 		f.conn, err = net.DialTimeout("tcp4", addr, 5*time.Second)
 		return err
 	})

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/sluice-gateway/sluice/internal/nettest"
 	"github.com/sluice-gateway/sluice/test/e2e/stack"
 )
 
@@ -73,7 +74,7 @@ func TestThroughAnUplink(t *testing.T) {
 			t.Parallel()
 			f := newFar(t, lanServer+"/24")
 			dev, uplink := stand(t, f)
-			before := describe(t, dev)
+			before := nettest.Describe("", dev)
 			s := stack.New(t)
 			s.Up()
 			s.Apply(plant(uplink) + f.source("plant", lanServer))
@@ -104,7 +105,7 @@ func TestThroughAnUplink(t *testing.T) {
 			if out, err := s.Command("host", "cleanup", "--run-dir", s.Run).CombinedOutput(); err != nil {
 				t.Fatalf("host cleanup: %v\n%s", err, out)
 			}
-			if diff := cmp.Diff(before, describe(t, dev)); diff != "" {
+			if diff := cmp.Diff(before, nettest.Describe("", dev)); diff != "" {
 				t.Errorf("the device came back changed (-was +is):\n%s", diff)
 			}
 		})

@@ -15,7 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/hostnet"
-	"golang.org/x/sys/unix"
+	"github.com/sluice-gateway/sluice/internal/nettest"
 )
 
 // The network that exists already: a server, a router to an office, a neighbour. The
@@ -166,7 +166,7 @@ func TestUplinkThroughTUN(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
 	lan := l.space("lan")
-	vpn(t, l.host, lan)
+	nettest.JoinTUN(t, l.host, lan, "vpn0")
 	l.ip(l.host, "addr", "add", "10.8.0.2/24", "dev", "vpn0")
 	l.ip(l.host, "link", "set", "vpn0", "up")
 	lanAddresses(l, lan, "vpn0")
@@ -190,65 +190,10 @@ func TestUplinkThroughTUN(t *testing.T) {
 	}
 }
 
-// vpn joins two namespaces by TUN devices and a program that carries packets.
-func vpn(t *testing.T, a, b string) {
-	t.Helper()
-	ends := [2]*os.File{openTUN(t, a, "vpn0"), openTUN(t, b, "vpn0")}
-	var work sync.WaitGroup
-	for i := range ends {
-		work.Go(func() {
-			buf := make([]byte, 65536)
-			for {
-				k, err := ends[i].Read(buf)
-				if err != nil {
-					return
-				}
-				_, _ = ends[1-i].Write(buf[:k])
-			}
-		})
-	}
-	t.Cleanup(func() { ends[0].Close(); ends[1].Close(); work.Wait() })
-}
-
-func openTUN(t *testing.T, ns, name string) *os.File {
-	t.Helper()
-	var f *os.File
-	in(t, ns, func() error {
-		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-		if err != nil {
-			t.Skipf("no TUN devices here: %v", err)
-		}
-		ifr, err := unix.NewIfreq(name)
-		if err != nil {
-			return err
-		}
-		ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
-		if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
-			return err
-		}
-		f = os.NewFile(uintptr(fd), "tun")
-		return nil
-	})
-	return f
-}
-
-// describe prints how a device of the host is: name, addresses, state and routes.
+// describe tells how a device of the host is, with its sysctl values.
 func (l *lab) describe(dev string) []string {
 	l.t.Helper()
-	var out []string
-	for _, args := range [][]string{{"-d", "addr", "show", "dev", dev}, {"route", "show", "table", "all", "dev", dev}, {"-6", "route", "show", "dev", dev}} {
-		for line := range strings.Lines(l.ip(l.host, args...)) {
-			line = strings.TrimSpace(line)
-			if strings.Contains(line, "fe80::") || strings.Contains(line, "multicast") || strings.HasPrefix(line, "Error:") {
-				continue // the kernel's own, in its own time; ip's complaint of another namespace
-			}
-			line, _, _ = strings.Cut(line, "bridge_slave") // timers
-			if _, rest, ok := strings.Cut(line, ": "+dev); ok {
-				line = dev + rest // without the index
-			}
-			out = append(out, line)
-		}
-	}
+	out := nettest.Describe(l.host, dev)
 	in(l.t, l.host, func() error {
 		conf := readConf(dev)
 		for _, key := range sortedKeys(conf) {
@@ -444,6 +389,10 @@ func TestUplinkAnswersARPForLeasesOnly(t *testing.T) {
 	l.set(n, cfg)
 	want[first.Address.String()], want[second.Address.String()] = "", mac
 	wantARP(t, l, lan, want)
+	wantProxies(t, l, n, second.Address)
+	port := n.names.bridgePort("u1", "plant")
+	l.ip(l.host, "link", "set", port, "down") // the uplink loses its carrier, and finds it again
+	l.ip(l.host, "link", "set", port, "up")
 	wantProxies(t, l, n, second.Address)
 }
 
