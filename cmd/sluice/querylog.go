@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,6 +21,7 @@ type queryLogFlags struct {
 	file   string
 	maxMiB int64
 	files  int
+	traced bool
 }
 
 func (f *queryLogFlags) add(cmd *cobra.Command) {
@@ -29,6 +31,7 @@ func (f *queryLogFlags) add(cmd *cobra.Command) {
 	fl.StringVar(&f.file, "query-log", "", "file that also gets the records of queries that have ended, as JSON lines")
 	fl.Int64Var(&f.maxMiB, "query-log-max-mib", 100, "size at which that file is rotated")
 	fl.IntVar(&f.files, "query-log-files", 5, "how many rotated files are kept: FILE.1 is the newest")
+	fl.BoolVar(&f.traced, "trace-sql", false, "spans, if the environment names a collector, hold statements as --query-sql keeps them, and data sources' errors, which may quote them")
 }
 
 // open checks the flags and opens the file, if there is one.
@@ -59,8 +62,8 @@ func (f *queryLogFlags) open(c *closers) (func([]core.Query) error, error) {
 const traceFlush = 5 * time.Second
 
 // openTracer returns what tells a collector of queries, or nil if the environment names none.
-func openTracer(ctx context.Context, c *closers) (func(core.Query, string), error) {
-	t, err := tracing.Open(ctx, version)
+func openTracer(ctx context.Context, f queryLogFlags, log *slog.Logger, c *closers) (func(core.Query, string), error) {
+	t, err := tracing.Open(ctx, tracing.Options{Version: version, Statements: f.traced, Logger: log})
 	if err != nil || t == nil {
 		return nil, err
 	}

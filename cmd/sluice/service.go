@@ -164,7 +164,7 @@ func (s *runningService) openState(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	traced, err := openTracer(ctx, &s.closers)
+	traced, err := openTracer(ctx, s.flags.queries, s.log, &s.closers)
 	if err != nil {
 		return err
 	}

@@ -2,15 +2,16 @@
 //
 // Spans are made from a query's record once it has ended, so that a query costs nothing where
 // nobody collects. A trace joins whoever sent the query (W3C traceparent), the service, the
-// host and the member: each is a service of its own in it. Programs open it; the service
-// calls Ended.
+// host and the member: each is a service of its own in it. A collector that is slow or away
+// holds up nothing: its spans are dropped. Programs open it; the service calls Ended.
 package tracing
 
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
-	"time"
+	"sync"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -26,10 +27,11 @@ import (
 
 // Tracer sends spans in the background.
 type Tracer struct {
-	providers []*sdktrace.TracerProvider
-	service   trace.Tracer
-	host      trace.Tracer
-	member    trace.Tracer
+	statements bool
+	providers  []*sdktrace.TracerProvider
+	service    trace.Tracer
+	host       trace.Tracer
+	member     trace.Tracer
 }
 
 // scope names what makes the spans.
@@ -54,8 +56,16 @@ func Wanted(env func(string) string) (bool, error) {
 	return true, nil
 }
 
+// Options of Open.
+type Options struct {
+	Version string // Required: of this program
+	// Statements puts statements, and data sources' errors, which may quote them, into spans.
+	Statements bool
+	Logger     *slog.Logger // Required
+}
+
 // Open makes a tracer if the environment asks for one, else returns nil. Close it.
-func Open(ctx context.Context, version string) (*Tracer, error) {
+func Open(ctx context.Context, opts Options) (*Tracer, error) {
 	wanted, err := Wanted(os.Getenv)
 	if err != nil || !wanted {
 		return nil, err
@@ -64,19 +74,47 @@ func Open(ctx context.Context, version string) (*Tracer, error) {
 	if err != nil {
 		return nil, errs.New(errs.Invalid, "OpenTelemetry: %w", err).WithHint("see the OTEL_ variables of the environment")
 	}
-	return newTracer(version, func() sdktrace.TracerProviderOption { return sdktrace.WithBatcher(exporter) }), nil
+	told := &outages{SpanExporter: exporter, log: opts.Logger}
+	return newTracer(opts, func() sdktrace.TracerProviderOption { return sdktrace.WithBatcher(told) }), nil
 }
 
-func newTracer(version string, to func() sdktrace.TracerProviderOption) *Tracer {
-	t := &Tracer{}
+func newTracer(opts Options, to func() sdktrace.TracerProviderOption) *Tracer {
+	t := &Tracer{statements: opts.Statements}
 	as := func(name string) trace.Tracer {
-		about := resource.NewSchemaless(attribute.String("service.name", name), attribute.String("service.version", version))
+		about := resource.NewSchemaless(attribute.String("service.name", name), attribute.String("service.version", opts.Version))
 		p := sdktrace.NewTracerProvider(to(), sdktrace.WithResource(about))
 		t.providers = append(t.providers, p)
 		return p.Tracer(scope)
 	}
 	t.service, t.host, t.member = as("sluice-service"), as("sluice-host"), as("sluice-member")
 	return t
+}
+
+// outages says once that a collector takes no spans, and once that it does again.
+type outages struct {
+	sdktrace.SpanExporter
+	log *slog.Logger
+
+	mu   sync.Mutex
+	lost int // spans since it was last there
+}
+
+// ExportSpans implements sdktrace.SpanExporter. What a collector does not take is lost.
+func (o *outages) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
+	err := o.SpanExporter.ExportSpans(ctx, spans)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case err != nil:
+		if o.lost == 0 {
+			o.log.Warn("the collector of traces does not take them: they are lost until it does", "error", err)
+		}
+		o.lost += len(spans)
+	case o.lost > 0:
+		o.log.Info("the collector of traces takes them again", "lost", o.lost)
+		o.lost = 0
+	}
+	return nil
 }
 
 // Close sends what is left.
@@ -103,30 +141,46 @@ func (t *Tracer) Ended(q core.Query, traceparent string) {
 			attribute.String("sluice.member", q.Member), attribute.Int64("sluice.rows", q.Rows), attribute.Int64("sluice.bytes", q.Bytes),
 			attribute.Int("sluice.queued_behind", q.QueuedBehind), attribute.String("sluice.retried", q.Retried),
 		))
-	at := q.StartedAt
-	for _, p := range q.Phases {
-		t.phase(ctx, q, p, at)
-		at = at.Add(p.Duration)
+	if t.statements && q.SQL != "" {
+		span.SetAttributes(attribute.String("db.query.text", q.SQL))
+	}
+	wake := ctx
+	for _, p := range partsOf(q) {
+		within := ctx
+		if p.ofWake {
+			within = wake
+		}
+		inside := t.part(within, q, p)
+		if p.name == partWake {
+			wake = inside
+		}
 	}
 	if q.State != core.QuerySucceeded {
 		span.SetAttributes(attribute.String("error.type", q.ErrorClass), attribute.String("sluice.step", q.ErrorStep))
-		span.SetStatus(codes.Error, q.Error)
+		span.SetStatus(codes.Error, t.described(q))
 	}
 	span.End(trace.WithTimestamp(q.EndedAt))
 }
 
-func (t *Tracer) phase(ctx context.Context, q core.Query, p core.Phase, at time.Time) {
-	_, span := t.whose(p.Name).Start(ctx, p.Name, trace.WithTimestamp(at), trace.WithAttributes(attribute.String("sluice.query.id", q.ID)))
-	span.End(trace.WithTimestamp(at.Add(p.Duration)))
+// part makes the span of a part, and returns the context of what is within.
+func (t *Tracer) part(ctx context.Context, q core.Query, p part) context.Context {
+	of := map[place]trace.Tracer{inService: t.service, onHost: t.host, inMember: t.member}[p.at]
+	ctx, span := of.Start(ctx, p.name, trace.WithTimestamp(p.from), trace.WithAttributes(attribute.String("sluice.query.id", q.ID)))
+	if q.Member != "" && p.at != inService {
+		span.SetAttributes(attribute.String("sluice.member", q.Member))
+	}
+	if p.failed {
+		span.SetAttributes(attribute.String("error.type", q.ErrorClass))
+		span.SetStatus(codes.Error, t.described(q))
+	}
+	span.End(trace.WithTimestamp(p.to))
+	return ctx
 }
 
-// whose is the tracer of the part of the installation where a phase passes.
-func (t *Tracer) whose(phase string) trace.Tracer {
-	switch phase {
-	case core.PhaseInjected:
-		return t.host
-	case core.PhaseDialledBack, core.PhaseConnected, core.PhaseExecuted, core.PhaseStreamed:
-		return t.member
+// described says how a query failed. A data source's own words may quote its statement.
+func (t *Tracer) described(q core.Query) string {
+	if t.statements {
+		return q.Error
 	}
-	return t.service
+	return q.ErrorStep + ": " + q.ErrorClass
 }
