@@ -179,8 +179,9 @@ func runHost(ctx context.Context, f hostFlags, l link, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	m.network.ResumeLeases() // members run on while the service can't be reached
 	if err := joinService(ctx, keeper, log); err != nil {
-		return err
+		return first(err, m.network.Close())
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

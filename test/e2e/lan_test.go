@@ -63,12 +63,12 @@ func newFarOnTheHost(t *testing.T) *far {
 
 // serveDHCP leases a range of the machine's network to others, until the test or endDHCP
 // ends it, and returns what tells the leases.
-func (f *far) serveDHCP(t *testing.T, from, to string) func() string {
+func (f *far) serveDHCP(t *testing.T, from, to string, more ...string) func() string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "leases")
-	f.dhcp = exec.Command("ip", "netns", "exec", f.ns, "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--user=root",
-		"--interface="+f.dev, "--bind-interfaces", "--no-ping", "--dhcp-authoritative", "--log-facility=-", "--pid-file=",
-		"--dhcp-leasefile="+file, fmt.Sprintf("--dhcp-range=%s,%s,255.255.255.0,1h", from, to))
+	f.dhcp = exec.Command("ip", append([]string{"netns", "exec", f.ns, "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--user=root",
+		"--interface=" + f.dev, "--bind-interfaces", "--no-ping", "--dhcp-authoritative", "--log-facility=-", "--pid-file=",
+		"--dhcp-leasefile=" + file, fmt.Sprintf("--dhcp-range=%s,%s,255.255.255.0,1h", from, to)}, more...)...)
 	if err := f.dhcp.Start(); err != nil {
 		t.Fatalf("dnsmasq (apt-get install dnsmasq-base): %v", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/sluice-gateway/sluice/internal/nettest"
@@ -160,11 +161,12 @@ func vnetSpace(t *testing.T, s *stack.Stack) string {
 }
 
 // TestByDHCP queries as an address that the network's own DHCP server leases: the member
-// has it while it runs, past a crash, and gives it back with the confirmed teardown.
+// has it while it runs, past a crash, and gives it back with the confirmed teardown; the
+// next member may have it at once.
 func TestByDHCP(t *testing.T) {
 	t.Parallel()
 	f := newFar(t, lanServer+"/24")
-	leases := f.serveDHCP(t, "192.168.10.120", "192.168.10.160")
+	leases := f.serveDHCP(t, "192.168.10.140", "192.168.10.141") // one for the uplink, one for a member
 	dev, uplink := standing["a bridge"](t, f)
 	s := stack.New(t)
 	s.Up()
@@ -188,8 +190,48 @@ func TestByDHCP(t *testing.T) {
 	if left := leases(); strings.Contains(left, " "+member+" ") {
 		t.Errorf("the pause is over, and the server has leased still\n%s", left)
 	}
+	wantAnswer(t, s, "plant", "select host(inet_client_addr())", member)
+	s.Must("gateway", "pause", gateway)
 
 	f.endDHCP()
 	_, r = ask(s, "plant", "select 1")
 	wantFailure(t, r, 1, "wake", "uplink lan (bridge "+dev+"), subnet gateways: no DHCP server answered (for ")
+}
+
+// TestByDHCPWithoutTheService: a host that is killed and started again while there is no
+// service extends what its members have leased, and they are the same when it is back.
+func TestByDHCPWithoutTheService(t *testing.T) {
+	t.Parallel()
+	f := newFar(t, lanServer+"/24")
+	leases := f.serveDHCP(t, "192.168.10.140", "192.168.10.160", "--dhcp-option=option:T1,12", "--dhcp-option=option:T2,3000")
+	_, uplink := standing["a bridge"](t, f)
+	s := stack.New(t)
+	s.Service()
+	eventually(t, 15*time.Second, "the service answers", func() bool { return s.Sluice("get", "gateways").Exit == 0 })
+	s.Host()
+	s.Ready()
+	s.Apply(plant(strings.Replace(uplink, "mode: range", "mode: dhcp", 1)) + f.source("plant", lanServer))
+	wantAnswer(t, s, "plant", "select 1", "1")
+	member, address := (&corp{Stack: s, t: t}).onlyMember().ID, holder(t, s).String()
+
+	s.Stop("service", syscall.SIGTERM)
+	s.Stop("host", syscall.SIGKILL)
+	expiry := func() string {
+		for line := range strings.Lines(leases()) {
+			if strings.Contains(line, " "+address+" ") {
+				return strings.Fields(line)[0]
+			}
+		}
+		t.Fatalf("the server has no lease of %s:\n%s", address, leases())
+		return ""
+	}
+	before := expiry()
+	s.Host()
+	eventually(t, 60*time.Second, "the lease is extended", func() bool { return expiry() != before })
+	s.Service()
+	s.Ready()
+	wantAnswer(t, s, "plant", "select host(inet_client_addr())", address)
+	if now := (&corp{Stack: s, t: t}).onlyMember().ID; now != member {
+		t.Errorf("member %s was replaced by %s", member, now)
+	}
 }

@@ -170,7 +170,7 @@ func (n *Network) Up(ctx context.Context) error {
 		return machineError("making the tunnel's namespace", err)
 	}
 	n.host, n.hostSide, n.tunnel = host.at, host, t
-	n.resumeLeases()
+	n.ResumeLeases()
 	return nil
 }
 

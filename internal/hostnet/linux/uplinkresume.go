@@ -23,9 +23,10 @@ type resumed struct {
 	link netlink.Link
 }
 
-// resumeLeases goes on extending the leases that are written down. Where it can't, the
-// uplink's goal takes them over as they are.
-func (n *Network) resumeLeases() {
+// ResumeLeases goes on extending the leases that are written down, until a Set. Where it
+// can't, the uplink's goal takes them over as they are. Up does it, too: this is for one
+// who has to wait before Up.
+func (n *Network) ResumeLeases() {
 	list, err := n.uplinkRecords().load()
 	for _, r := range list {
 		if failed := n.resumeUplink(r); failed != nil {
@@ -36,6 +37,12 @@ func (n *Network) resumeLeases() {
 }
 
 func (n *Network) resumeUplink(r uplinkRecord) error {
+	n.resuming.Lock()
+	_, done := n.resumed[r.key()]
+	n.resuming.Unlock()
+	if done {
+		return nil
+	}
 	records := n.dhcpRecords()
 	leases, err := records.load(r.VNetUID, r.Uplink)
 	if err != nil || len(leases) == 0 {

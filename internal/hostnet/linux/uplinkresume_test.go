@@ -22,6 +22,15 @@ func (l *lab) running(n *Network, g core.GoalVNet) (hostnet.Config, hostnet.Port
 	return cfg, m, portOf(l.t, s, m)
 }
 
+// raise lets a Network that only extends leases work.
+func (l *lab) raise(n *Network) {
+	l.t.Helper()
+	l.t.Cleanup(func() { _ = n.Close() })
+	if err := n.Up(l.ctx()); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
 // await waits for what comes without a Set.
 func (l *lab) await(what string, ok func() bool) {
 	l.t.Helper()
@@ -57,7 +66,8 @@ func TestUplinkByDHCPGoesOn(t *testing.T) {
 			n := l.up()
 			cfg, m, at := l.running(n, g)
 			wantGreeting(t, at, lanServer+":80", "lan "+m.Address.String())
-			if err := n.Close(); err != nil {
+			err := n.Close()
+			if err != nil {
 				t.Fatal(err)
 			}
 			if c.then != nil {
@@ -67,7 +77,10 @@ func TestUplinkByDHCPGoesOn(t *testing.T) {
 				time.Sleep(server.life + time.Second)
 			}
 			begun, before := time.Now(), server.count("REQUEST true")
-			n = l.up()
+			if n, err = New(l.options()); err != nil {
+				t.Fatal(err)
+			}
+			n.ResumeLeases()
 			proxies := func() string {
 				return strings.TrimSpace(l.ip(filepath.Join(netnsDir, n.names.vnet("u1")), "neigh", "show", "proxy"))
 			}
@@ -77,6 +90,7 @@ func TestUplinkByDHCPGoesOn(t *testing.T) {
 				})
 				l.ip(lan, "neigh", "flush", "dev", "lan0")
 				wantGreeting(t, at, lanServer+":80", "lan "+m.Address.String())
+				l.raise(n)
 				l.setUntil(n, "all is as it was", func() hostnet.Config { return cfg }, func(s hostnet.Status) bool {
 					return s.Leased[m.Key()].Address == m.Address && len(s.Problems) == 0
 				})
@@ -87,6 +101,7 @@ func TestUplinkByDHCPGoesOn(t *testing.T) {
 				t.Errorf("the member connects as %s, which it has lost", c.LocalAddr())
 			}
 			server.set(func() { server.deaf, server.refuse = false, false })
+			l.raise(n)
 			s := l.setUntil(n, "it is lost", func() hostnet.Config { return cfg }, func(s hostnet.Status) bool { return s.Leased[m.Key()].Lost != "" })
 			if why := s.Leased[m.Key()].Lost; !contains(why, append(c.lost, "uplink plant (bridge hbr0), subnet gateways: its DHCP lease of "+m.Address.String())...) {
 				t.Errorf("it is lost because %q; want %q in it", why, c.lost)
