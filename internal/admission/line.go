@@ -115,6 +115,12 @@ func (l *Line[T]) Enter(f Flow, v T, lim Limits) (*Ticket[T], error) {
 	return t, nil
 }
 
+// OthersWait reports whether anybody waits but a user.
+func (l *Line[T]) OthersWait(name string) bool {
+	u := l.users[name]
+	return l.length > 0 && (u == nil || u.length < l.length)
+}
+
 // Leave takes out somebody who gave up. It reports whether they were still in the line.
 func (l *Line[T]) Leave(t *Ticket[T]) bool {
 	at := slices.Index(t.share.line, t)

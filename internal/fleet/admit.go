@@ -35,6 +35,9 @@ type Request struct {
 	// Queued is called if the work has to wait for a slot or a member, with how many of its
 	// class wait already. Default: none.
 	Queued func(ahead int)
+	// Cut is called if the work loses its slot because its client has taken nothing of the
+	// result for so long while others wait. Default: it does not lose it.
+	Cut func(idle time.Duration)
 }
 
 // Grant is the right to run one query on a member. Release must be called once.
@@ -60,10 +63,21 @@ type Work struct {
 	share    *admission.Share[*waiter]
 	at       int  // in member.work
 	answered bool // under Fleet.mu
+	user     string
+	cut      func(idle time.Duration)
+	lost     bool         // its slot is being taken away; under Fleet.mu
+	end      func()       // gives the slot back; only the first call counts
+	handed   atomic.Int64 // since when it is the client's turn, in nanoseconds; 0: it isn't
 }
 
-// Streamed adds to what the query has streamed, in bytes.
-func (w *Work) Streamed(n int) { w.streamed.Add(int64(n)) }
+// Streamed adds to what the query has streamed, in bytes, which is handed to the client now.
+func (w *Work) Streamed(n int) {
+	w.streamed.Add(int64(n))
+	w.handed.Store(w.fleet.opts.Now().UnixNano())
+}
+
+// Reads tells that the client has taken what was streamed, and more is waited for.
+func (w *Work) Reads() { w.handed.Store(0) }
 
 // Answered tells that the member has begun to answer: how fast it is, beside others, shows
 // there. It is called once.
@@ -209,7 +223,8 @@ func (f *Fleet) freeMember(g *gate, req Request, now time.Time) *member {
 // grant gives a member to a request. The share is that of one who has waited in the line;
 // nil for one who comes straight. The caller holds mu.
 func (f *Fleet) grant(g *gate, m *member, req Request, now time.Time, share *admission.Share[*waiter]) Grant {
-	w := &Work{fleet: f, member: m, class: req.Class, refresh: req.Class == core.ClassRefresh, asks: req.Statement, begun: now, gate: g, share: share, at: len(m.work)}
+	w := &Work{fleet: f, member: m, class: req.Class, refresh: req.Class == core.ClassRefresh, asks: req.Statement, begun: now, gate: g, share: share, at: len(m.work), user: req.User, cut: req.Cut}
+	w.end = sync.OnceFunc(w.release)
 	if l := g.lines[req.Class]; l != nil {
 		if share == nil {
 			w.share = l.queue.Begin(admission.Flow{User: req.User, Source: req.Source})
@@ -218,7 +233,7 @@ func (f *Fleet) grant(g *gate, m *member, req Request, now time.Time, share *adm
 	}
 	m.work = append(m.work, w)
 	m.inflight++
-	return Grant{Member: m.Member, Work: w, Release: sync.OnceFunc(w.release)}
+	return Grant{Member: m.Member, Work: w, Release: w.end}
 }
 
 // release ends a query and gives its slot to the next.

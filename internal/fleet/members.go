@@ -238,6 +238,7 @@ func (f *Fleet) keep() {
 				f.log.Warn("a member could not be removed, will try again", "member", m.ID, "error", err)
 			}
 		}
+		f.relieve()
 		f.steer()
 		f.saveUsed(false)
 		if now := f.opts.Now(); now.Sub(purged) > time.Minute {

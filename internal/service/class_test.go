@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -143,5 +144,44 @@ func (r *rig) until(what string, ok func() bool) {
 			r.t.Fatalf("never came: %s", what)
 		}
 		time.Sleep(time.Millisecond)
+	}
+}
+
+// A client that reads nothing keeps its slot only until another user waits for it.
+func TestStalledResultGivesWay(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.host()
+	r.apply(example(t)...)
+	r.apply(doc(core.KindGateway, oneSlot))
+	r.serve(func(w http.ResponseWriter, req *http.Request) {
+		var q memberapi.QueryRequest
+		_ = json.NewDecoder(req.Body).Decode(&q)
+		if q.SQL == "select 1" {
+			whole(w)
+			return
+		}
+		_, _ = w.Write([]byte("a part"))
+		_ = http.NewResponseController(w).Flush()
+		<-req.Context().Done()
+	})
+	stalled, err := r.svc.Query(r.ctx, QueryInput{Source: "orders", SQL: "select more"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stalled.Body.Read(make([]byte, 6)); err != nil {
+		t.Fatal(err)
+	}
+	bob := core.WithPrincipal(r.ctx, core.Principal{Tenant: core.DefaultTenant, Name: "bob", Role: core.RoleAdmin})
+	res, err := r.svc.Query(bob, QueryInput{Source: "orders", SQL: "select 1"})
+	if err != nil {
+		t.Fatalf("another user's query: %v", err)
+	}
+	_, err = io.Copy(io.Discard, res.Body)
+	res.Finish(err)
+	_, err = io.Copy(io.Discard, stalled.Body)
+	rec := stalled.Finish(err)
+	if rec.State != core.QueryCancelled || !strings.Contains(rec.Error, "while other users waited for its slot") {
+		t.Errorf("the stalled query: %v, record %+v", err, rec)
 	}
 }

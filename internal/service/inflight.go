@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/errs"
@@ -68,6 +69,13 @@ func (s *Service) CancelQuery(ctx context.Context, id string) error {
 	q.stopped.CompareAndSwap(nil, errs.New(errs.Cancelled, "the query was cancelled by %s", p.Name))
 	q.stop()
 	return nil
+}
+
+// cut ends a query whose slot is given to others.
+func (q *running) cut(idle time.Duration) {
+	q.stopped.CompareAndSwap(nil, errs.New(errs.Cancelled, "the client took nothing of the result for %s while other users waited for its slot, and was cut off",
+		idle.Round(time.Second)).WithHint("read faster, or fewer results at a time: stalled results of one user hold at most half of the slots while others wait"))
+	q.stop()
 }
 
 // because returns why a query ended: that it was cancelled on demand, if it was.

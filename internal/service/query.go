@@ -326,7 +326,7 @@ func (s *Service) execute(ctx context.Context, p core.Principal, q *running, sou
 	req := tgt.request(p, q.rec.Class)
 	b := boundsOf(in, req.Limits)
 	ctx, cancel := b.context(ctx)
-	q.stop, req.ID, req.Statement, req.Queued = cancel, q.rec.ID, statement(in), q.queued(req)
+	q.stop, req.ID, req.Statement, req.Queued, req.Cut = cancel, q.rec.ID, statement(in), q.queued(req), q.cut
 	s.inFlight.put(q)
 	path, doc := body(q.rec.ID, tgt.source, b)
 	grant, resp, err := s.send(ctx, tgt, req, q, path, doc)
@@ -345,7 +345,7 @@ func (s *Service) execute(ctx context.Context, p core.Principal, q *running, sou
 		cancel()
 		grant.Release()
 		q.streamed(out)
-		return q.finish(err)
+		return q.finish(q.because(err))
 	}}, nil
 }
 
@@ -383,6 +383,7 @@ func (b *resultBody) Read(p []byte) (int, error) {
 	if b.end != nil {
 		return 0, b.end
 	}
+	b.work.Reads()
 	n, err := b.resp.Body.Read(p)
 	b.keepTail(p[:n])
 	b.bytes += int64(n)
