@@ -22,6 +22,9 @@ const (
 	threshold = 5
 	firstRest = 2 * time.Second
 	maxRest   = 30 * time.Second
+	// tryTime is how long a try may take to show something; then another one is let through. It
+	// may wait for a member, or run for long before it answers.
+	tryTime = 30 * time.Second
 )
 
 // Breaker is that of one data source. The zero value is closed.
@@ -32,7 +35,7 @@ type Breaker struct {
 	since    time.Time // of the first failure in a row
 	rest     time.Duration
 	next     time.Time // when it is tried again, if rest is not 0
-	trying   bool
+	tried    time.Time // when the try under way began; zero: there is none
 }
 
 // Status tells how a breaker stands, and why.
@@ -51,18 +54,23 @@ func (b *Breaker) Allow(now time.Time) bool {
 	if b.rest == 0 {
 		return true
 	}
-	if b.trying || now.Before(b.next) {
+	if b.trying(now) || now.Before(b.next) {
 		return false
 	}
-	b.trying = true
+	b.tried = now
 	return true
+}
+
+// trying reports whether a try is waited for.
+func (b *Breaker) trying(now time.Time) bool {
+	return !b.tried.IsZero() && now.Sub(b.tried) < tryTime
 }
 
 // Succeeded says that a connection came about.
 func (b *Breaker) Succeeded() { *b = Breaker{} }
 
 // Unknown says that a query ended without showing whether the source can be reached.
-func (b *Breaker) Unknown() { b.trying = false }
+func (b *Breaker) Unknown() { b.tried = time.Time{} }
 
 // Failed says that a connection did not come about.
 func (b *Breaker) Failed(now time.Time, reason string) {
@@ -71,10 +79,10 @@ func (b *Breaker) Failed(now time.Time, reason string) {
 	}
 	b.failures++
 	b.reason, b.last = reason, now
-	if b.rest > 0 && !b.trying {
+	if b.rest > 0 && b.tried.IsZero() {
 		return // it was on its way before the breaker opened
 	}
-	b.trying = false
+	b.tried = time.Time{}
 	if b.failures < threshold {
 		return
 	}
@@ -87,7 +95,7 @@ func (b *Breaker) Status(now time.Time) Status {
 	s := Status{State: Available, Failures: b.failures, Reason: b.reason, Since: b.since, Last: b.last}
 	switch {
 	case b.rest == 0:
-	case b.trying || !now.Before(b.next):
+	case b.trying(now) || !now.Before(b.next):
 		s.State = Trying
 	default:
 		s.State, s.Next = Down, b.next

@@ -24,6 +24,7 @@ func TestBreaker(t *testing.T) { //nolint:dupword // scripts, not prose
 		{"the try fails: twice the rest", "f f f f f 2s ok f 3999ms no 1ms ok", Trying, 6},
 		{"the try shows nothing: another", "f f f f f 2s ok u ok", Trying, 5},
 		{"those that were on their way don't prolong it", "f f f f f f f f 2s ok", Trying, 8},
+		{"a try that shows nothing for long is not waited for", "f f f f f 2s ok 29999ms no 1ms ok no", Trying, 5},
 		{"the rest is bounded", "f f f f f 2s ok f 4s ok f 8s ok f 16s ok f 30s ok f 30s ok", Trying, 10},
 		{"nobody tries until somebody asks", "f f f f f 2s", Trying, 5},
 	} {

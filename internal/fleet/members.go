@@ -312,6 +312,9 @@ func (f *Fleet) save() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.unsaved = append(history, f.unsaved...)
+		for _, row := range rows {
+			f.dirty[row.ID] = true
+		}
 	}
 }
 

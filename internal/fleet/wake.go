@@ -49,6 +49,9 @@ func notAwake(ctx context.Context, gw GatewayRef) error {
 func (f *Fleet) wakeUnlessReady(gw GatewayRef, reason string) *wake {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.done.Err() != nil {
+		return &wake{} // nothing is begun any more
+	}
 	if paused := f.pausing[gw.UID]; paused != nil {
 		return &wake{done: paused}
 	}

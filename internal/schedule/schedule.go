@@ -18,7 +18,8 @@ import (
 type Entry struct {
 	Act   core.ScheduledAct
 	text  string
-	times cron.Schedule
+	clock cron.Schedule // what a clock on the wall shows, as if it were UTC
+	zone  *time.Location
 }
 
 // String says what the entry is, for the reason of what it causes.
@@ -53,19 +54,53 @@ func Parse(a core.ScheduledAct) (Entry, error) {
 	if err != nil {
 		return Entry{}, &Error{"cron", fmt.Sprintf("%q is not five fields (minute, hour, day of the month, month, day of the week), such as \"0 7 * * 1-5\": %s", a.Cron, err)}
 	}
-	times := spec.(*cron.SpecSchedule)
-	times.Location = loc
-	if times.Next(reference).IsZero() {
+	clock := spec.(*cron.SpecSchedule)
+	clock.Location = time.UTC
+	if clock.Next(reference).IsZero() {
 		return Entry{}, &Error{"cron", fmt.Sprintf("%q never comes", a.Cron)}
 	}
-	return Entry{Act: a, times: times, text: fmt.Sprintf("its schedule: %s at %q, %s", a.Action, a.Cron, zone)}, nil
+	return Entry{Act: a, clock: clock, zone: loc, text: fmt.Sprintf("its schedule: %s at %q, %s", a.Action, a.Cron, zone)}, nil
 }
 
 // reference is a time from which an expression that ever matches does so within years.
 var reference = time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// Next returns the first time after another at which an entry is due.
-func (e Entry) Next(after time.Time) time.Time { return e.times.Next(after) }
+// Next returns the first time after another at which an entry is due. A time that the clock
+// skips in spring is the moment at which it is put forward; of one that it shows twice in
+// autumn only the first counts.
+func (e Entry) Next(after time.Time) time.Time {
+	local := after.In(e.zone)
+	shown := time.Date(local.Year(), local.Month(), local.Day(), local.Hour(), local.Minute(), local.Second(), local.Nanosecond(), time.UTC)
+	for {
+		if shown = e.clock.Next(shown); shown.IsZero() {
+			return shown
+		}
+		if at := firstShown(shown, e.zone); at.After(after) {
+			return at
+		}
+	}
+}
+
+// firstShown returns when clocks of a zone first show a time or, if they never do, a later one.
+func firstShown(shown time.Time, zone *time.Location) time.Time {
+	at := time.Date(shown.Year(), shown.Month(), shown.Day(), shown.Hour(), shown.Minute(), shown.Second(), 0, zone)
+	since, until := at.ZoneBounds()
+	_, offset := at.Zone()
+	if skipped := at.Hour() != shown.Hour() || at.Minute() != shown.Minute(); skipped {
+		if at.Add(time.Duration(offset)*time.Second).UTC().After(shown) && !since.IsZero() {
+			return since
+		}
+		return until
+	}
+	if since.IsZero() {
+		return at
+	}
+	_, before := since.Add(-time.Second).Zone()
+	if earlier := at.Add(time.Duration(offset-before) * time.Second); earlier.Before(since) {
+		return earlier
+	}
+	return at
+}
 
 // maxMissed is how far back a service that was away looks for what it missed.
 const maxMissed = 24 * time.Hour

@@ -33,9 +33,16 @@ func TestNext(t *testing.T) {
 		"over the weekend":               {"0 7 * * 1-5", "Europe/Berlin", "2026-11-27T07:00:00Z", "2026-11-30T06:00:00Z"},
 		"in summer":                      {"0 7 * * 1-5", "Europe/Berlin", "2026-07-01T00:00:00Z", "2026-07-01T05:00:00Z"},
 		"without a zone":                 {"30 6 * * *", "", "2026-11-23T05:00:00Z", "2026-11-23T06:30:00Z"},
-		"an hour that the clock skips":   {"30 2 * * *", "Europe/Berlin", "2026-03-29T00:00:00Z", "2026-03-30T00:30:00Z"},
+		"an hour that the clock skips":   {"30 2 * * *", "Europe/Berlin", "2026-03-29T00:00:00Z", "2026-03-29T01:00:00Z"},
+		"and the day after":              {"30 2 * * *", "Europe/Berlin", "2026-03-29T01:00:00Z", "2026-03-30T00:30:00Z"},
+		"the hour after it":              {"0 3 * * *", "Europe/Berlin", "2026-03-29T00:00:00Z", "2026-03-29T01:00:00Z"},
+		"one that New York skips":        {"15 2 * * *", "America/New_York", "2026-03-08T06:00:00Z", "2026-03-08T07:00:00Z"},
+		"half an hour that is skipped":   {"15 2 * * *", "Australia/Lord_Howe", "2026-10-03T15:00:00Z", "2026-10-03T15:30:00Z"},
+		"a midnight that is skipped":     {"0 0 * * *", "America/Santiago", "2026-09-06T03:00:00Z", "2026-09-06T04:00:00Z"},
 		"an hour that comes twice":       {"30 2 * * *", "Europe/Berlin", "2026-10-25T00:00:00Z", "2026-10-25T00:30:00Z"},
-		"and its second time":            {"30 2 25 * *", "Europe/Berlin", "2026-10-25T00:30:00Z", "2026-10-25T01:30:00Z"},
+		"and its second time":            {"30 2 * * *", "Europe/Berlin", "2026-10-25T00:30:00Z", "2026-10-26T01:30:00Z"},
+		"one that New York shows twice":  {"30 1 * * *", "America/New_York", "2026-11-01T04:00:00Z", "2026-11-01T05:30:00Z"},
+		"every quarter, in the second":   {"*/15 * * * *", "Europe/Berlin", "2026-10-25T01:20:00Z", "2026-10-25T02:00:00Z"},
 		"the last second before is next": {"0 7 * * *", "UTC", "2026-11-23T06:59:59Z", "2026-11-23T07:00:00Z"},
 	} {
 		t.Run(name, func(t *testing.T) {

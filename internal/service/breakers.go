@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"errors"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -75,12 +76,12 @@ func (b *breakers) learn(tgt target, err error) {
 	b.tracked.Store(int64(len(b.of)))
 }
 
-// reset forgets everything: what is declared has changed, and it may have been the cause.
-func (b *breakers) reset() {
+// reset forgets a tenant's: what it declares has changed, and that may have been the cause.
+func (b *breakers) reset(t core.TenantID) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	clear(b.of)
-	b.tracked.Store(0)
+	maps.DeleteFunc(b.of, func(_ string, one *sourceBreaker) bool { return one.tenant == t })
+	b.tracked.Store(int64(len(b.of)))
 }
 
 // status tells how the breaker of a data source stands.

@@ -59,6 +59,7 @@ func (s *Service) Apply(ctx context.Context, docs []Document, dryRun bool) ([]Ap
 		return nil, err
 	}
 	a := &apply{svc: s, tenant: p.Tenant, set: map[string]core.Resource{}}
+	changed := false
 	err = s.opts.Store.Write(ctx, func(tx store.Tx) error {
 		a.tx, a.done, a.order = tx, nil, nil
 		if err := a.run(incoming); err != nil {
@@ -67,7 +68,7 @@ func (s *Service) Apply(ctx context.Context, docs []Document, dryRun bool) ([]Ap
 		if dryRun {
 			return errDryRun
 		}
-		changed := false
+		changed = false
 		for _, d := range a.done {
 			if d.Change == core.Unchanged {
 				continue
@@ -88,7 +89,9 @@ func (s *Service) Apply(ctx context.Context, docs []Document, dryRun bool) ([]Ap
 	if err != nil {
 		return nil, err
 	}
-	s.resourcesChanged(p.Tenant)
+	if changed {
+		s.resourcesChanged(p.Tenant)
+	}
 	return a.done, nil
 }
 

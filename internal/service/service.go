@@ -170,7 +170,7 @@ func (s *Service) resourcesChanged(t core.TenantID) {
 	s.snapEpoch++
 	delete(s.snapshots, t)
 	s.snapMu.Unlock()
-	s.breakers.reset()
+	s.breakers.reset(t)
 	s.opts.Fleet.Push()
 }
 
