@@ -52,9 +52,12 @@ func newLab(t *testing.T, pg *testpg.Server, serviceFlags ...string) *lab {
 // prepareLab is newLab before anything runs.
 func prepareLab(t *testing.T, pg *testpg.Server) *lab {
 	t.Helper()
-	l := &lab{corp: prepareCorp(t, t, pg), written: map[string]*stack.Log{}, pids: map[string]int{}}
-	l.api = l.Client()
-	return l
+	return labOn(prepareCorp(t, t, pg))
+}
+
+// labOn makes a lab of a prepared installation.
+func labOn(c *corp) *lab {
+	return &lab{corp: c, written: map[string]*stack.Log{}, pids: map[string]int{}, api: c.Client()}
 }
 
 func (l *lab) startService() {

@@ -51,7 +51,12 @@ func newCorpOn(t *testing.T, pg *testpg.Server) *corp {
 // prepareCorp prepares an installation and a copy of the example; nothing runs yet.
 func prepareCorp(t, owner stack.TB, pg *testpg.Server) *corp {
 	t.Helper()
-	s := stack.New(owner)
+	return corpOn(t, stack.New(owner), pg)
+}
+
+// corpOn is a prepared installation with a copy of the example.
+func corpOn(t stack.TB, s *stack.Stack, pg *testpg.Server) *corp {
+	t.Helper()
 	return &corp{Stack: s, PG: pg, Example: copyExample(t, s.Dir, pg.Port), t: t}
 }
 

@@ -351,9 +351,10 @@ func (f *flow) check(t *testing.T, when string) {
 	}
 }
 
-// TestPromise7NothingGrows runs 300 queries and 10 wakes and pauses, and then finds as
-// many descriptors, goroutines, namespaces and interfaces as before.
-func TestPromise7NothingGrows(t *testing.T) {
+// TestPromise7NothingGrowsInOneProcess runs 300 queries and 10 wakes and pauses with service and
+// host in one process, and then finds as many descriptors, goroutines, namespaces and
+// interfaces as before. The soak test does many more with both apart.
+func TestPromise7NothingGrowsInOneProcess(t *testing.T) {
 	t.Parallel()
 	c := newCorp(t)
 	api := c.Client()

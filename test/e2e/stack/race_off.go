@@ -2,7 +2,4 @@
 
 package stack
 
-const (
-	raceEnabled = false
-	raceEnv     = "CGO_ENABLED=0"
-)
+const raceEnabled = false

@@ -2,7 +2,4 @@
 
 package stack
 
-const (
-	raceEnabled = true
-	raceEnv     = "CGO_ENABLED=1"
-)
+const raceEnabled = true

@@ -46,6 +46,8 @@ type Stack struct {
 	Flight string
 	Hosts  string
 	Bin    string // the folder with the programs
+	// Launch starts a program in the place of its Start, if it is set.
+	Launch func(name string, cmd *exec.Cmd) error
 
 	t     TB
 	procs *procs // shared with the views that For makes
@@ -103,10 +105,27 @@ func (l *Log) String() string {
 	return l.buf.String()
 }
 
-var build struct {
+// built are programs that were built once for a test binary.
+type built struct {
 	once sync.Once
 	dir  string
 	err  error
+}
+
+var build, plain built
+
+func (b *built) binaries(t TB, compile func(dir string) error) string {
+	t.Helper()
+	b.once.Do(func() {
+		b.dir, b.err = os.MkdirTemp("", "sluice-bin-")
+		if b.err == nil {
+			b.err = compile(b.dir)
+		}
+	})
+	if b.err != nil {
+		t.Fatalf("build the programs: %v", b.err)
+	}
+	return b.dir
 }
 
 // Binaries builds the programs, once per test binary, and returns their folder. sluice
@@ -117,36 +136,36 @@ func Binaries(t TB) string {
 	if dir := os.Getenv("SLUICE_TEST_BIN"); dir != "" {
 		return dir
 	}
-	build.once.Do(func() {
-		build.dir, build.err = os.MkdirTemp("", "sluice-bin-")
-		if build.err == nil {
-			build.err = compile(build.dir)
-		}
-	})
-	if build.err != nil {
-		t.Fatalf("build the programs: %v", build.err)
-	}
-	return build.dir
+	return build.binaries(t, func(dir string) error { return compile(dir, raceEnabled, "-s -w") })
 }
 
-// RemoveBinaries removes what Binaries built: for TestMain.
+// Plain builds the programs without the race detector, whatever the test is built with, and
+// with their symbols: for tests that measure what they take.
+func Plain(t TB) string {
+	t.Helper()
+	return plain.binaries(t, func(dir string) error { return compile(dir, false, "") })
+}
+
+// RemoveBinaries removes what Binaries and Plain built: for TestMain.
 func RemoveBinaries() {
-	if build.dir != "" {
-		os.RemoveAll(build.dir)
+	for _, b := range []*built{&build, &plain} {
+		if b.dir != "" {
+			os.RemoveAll(b.dir)
+		}
 	}
 }
 
-func compile(dir string) error {
-	args := []string{"build", "-trimpath"}
-	if raceEnabled {
-		args = append(args, "-race")
+func compile(dir string, race bool, memberFlags string) error {
+	args, env := []string{"build", "-trimpath"}, "CGO_ENABLED=0"
+	if race {
+		args, env = append(args, "-race"), "CGO_ENABLED=1"
 	}
 	for _, c := range []struct {
 		env  string
 		args []string
 	}{
-		{"CGO_ENABLED=0", []string{"build", "-trimpath", "-ldflags=-s -w", "-o", dir + "/", "github.com/sluice-gateway/sluice/cmd/sluice-gateway"}},
-		{raceEnv, append(args, "-o", dir+"/", "github.com/sluice-gateway/sluice/cmd/sluice")},
+		{"CGO_ENABLED=0", []string{"build", "-trimpath", "-ldflags=" + memberFlags, "-o", dir + "/", "github.com/sluice-gateway/sluice/cmd/sluice-gateway"}},
+		{env, append(args, "-o", dir+"/", "github.com/sluice-gateway/sluice/cmd/sluice")},
 	} {
 		cmd := exec.Command("go", c.args...)
 		cmd.Env = append(os.Environ(), c.env)
@@ -266,7 +285,11 @@ func (s *Stack) Start(name string, args ...string) *Proc {
 		p.Log = old.Log
 	}
 	p.Cmd.Stdout, p.Cmd.Stderr = p.Log, p.Log
-	if err := p.Cmd.Start(); err != nil {
+	launch := s.Launch
+	if launch == nil {
+		launch = func(_ string, cmd *exec.Cmd) error { return cmd.Start() }
+	}
+	if err := launch(name, p.Cmd); err != nil {
 		s.t.Fatalf("start %s: %v", name, err)
 	}
 	go func() {
