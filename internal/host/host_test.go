@@ -350,6 +350,7 @@ type slowList struct {
 	listed chan struct{}
 	leave  chan struct{}
 	arm    func() bool
+	more   []sandbox.State // that it saw then, too
 }
 
 func (s *slowList) List(ctx context.Context) ([]sandbox.State, error) {
@@ -357,6 +358,7 @@ func (s *slowList) List(ctx context.Context) ([]sandbox.State, error) {
 	if s.arm() {
 		s.listed <- struct{}{}
 		<-s.leave
+		out = append(out, s.more...)
 	}
 	return out, err
 }
@@ -373,12 +375,26 @@ func (s *slowStart) Start(ctx context.Context, spec sandbox.Spec) error {
 	return s.Runtime.Start(ctx, spec)
 }
 
-// a List that began before a container was there, and whose answer comes after its start
+// a List that began before a container was there, or when half of it was, and whose answer
+// comes after its start
 func TestSlowListJudgesNoNewMember(t *testing.T) {
 	t.Parallel()
+	for name, saw := range map[string][]sandbox.State{
+		"no container yet": nil,
+		"half of a start":  {{ID: "m-1-1", Exit: sandbox.Exit{Code: -1, Reason: "its start was interrupted"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			slowListJudgesNoNewMember(t, saw)
+		})
+	}
+}
+
+func slowListJudgesNoNewMember(t *testing.T, saw []sandbox.State) {
+	t.Helper()
 	r := newRig(t)
 	armed := make(chan bool, 1)
-	sl := &slowList{Runtime: boxfake.New(r.boxes), listed: make(chan struct{}), leave: make(chan struct{}), arm: func() bool {
+	sl := &slowList{Runtime: boxfake.New(r.boxes), more: saw, listed: make(chan struct{}), leave: make(chan struct{}), arm: func() bool {
 		select {
 		case <-armed:
 			return true

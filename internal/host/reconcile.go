@@ -84,7 +84,7 @@ func (h *Host) refresh(ctx context.Context) {
 	h.mu.Lock()
 	stale := h.stale
 	h.stale = false
-	ran := map[*box]bool{} // what starts while the runtime lists may be missing from the list
+	ran := map[*box]bool{} // what starts while the runtime lists may be missing from the list, or half made in it
 	for _, b := range h.boxes {
 		ran[b] = b.state == boxRunning
 	}
@@ -111,7 +111,8 @@ func (h *Host) refresh(ctx context.Context) {
 			continue
 		}
 		seen[s.ID] = true
-		h.observe(s)
+		b := h.boxes[s.ID]
+		h.observe(s, b == nil || ran[b])
 	}
 	for id, b := range h.boxes {
 		if !seen[id] && ran[b] && b.state == boxRunning {
@@ -120,15 +121,21 @@ func (h *Host) refresh(ctx context.Context) {
 	}
 }
 
-// observe takes in one sandbox's state. The caller holds mu.
-func (h *Host) observe(s sandbox.State) {
+// observe takes in one sandbox's state. One that did not run yet when it was asked for may
+// have come up since: its end is believed the next time. The caller holds mu.
+func (h *Host) observe(s sandbox.State, ran bool) {
 	b := h.boxes[s.ID]
 	if b == nil {
 		generation, _ := strconv.ParseInt(s.Labels[labelGeneration], 10, 64)
 		b = &box{id: s.ID, member: s.Labels[labelMember], generation: generation, state: boxRunning}
 		h.boxes[s.ID] = b
 	}
-	if !s.Running && b.state == boxRunning {
+	switch {
+	case s.Running || b.state != boxRunning:
+	case !ran:
+		h.stale = true
+		poke(h.kick)
+	default:
 		b.state, b.exit = boxEnded, s.Exit.Reason
 		if b.exit == "" {
 			b.exit = "the member ended"
