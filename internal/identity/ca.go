@@ -18,15 +18,15 @@ import (
 	"github.com/sluice-gateway/sluice/internal/memberapi"
 )
 
-// Lifetimes of what a CA issues, and how far before its making a certificate begins,
-// so that a clock that is a little behind accepts it.
+// Lifetimes of what a CA issues, and how far before its making a CA begins. What it issues
+// begins with it: a beginning protects from nothing, and clocks that are behind would refuse it.
 const (
 	MemberLifetime = time.Hour
 	HostLifetime   = 24 * time.Hour
 
 	serverLifetime = 24 * time.Hour
 	caLifetime     = 20 * 365 * 24 * time.Hour
-	backdate       = 5 * time.Minute
+	backdate       = 365 * 24 * time.Hour
 )
 
 // CAOptions of OpenCA.
@@ -38,10 +38,11 @@ type CAOptions struct {
 
 // CA is the service's certificate authority. Its methods may be called concurrently.
 type CA struct {
-	opts CAOptions
-	cert *x509.Certificate
-	pem  []byte
-	key  crypto.Signer
+	opts  CAOptions
+	began time.Time // when it was opened
+	cert  *x509.Certificate
+	pem   []byte
+	key   crypto.Signer
 
 	mu      sync.Mutex
 	servers map[string]*tls.Certificate // by name, renewed when due
@@ -68,7 +69,7 @@ func OpenCA(dir string, opts CAOptions) (*CA, error) {
 		return nil, err
 	}
 	return &CA{
-		opts: opts, cert: cert, key: key, servers: map[string]*tls.Certificate{},
+		opts: opts, began: opts.Clock(), cert: cert, key: key, servers: map[string]*tls.Certificate{},
 		pem: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}),
 	}, nil
 }
@@ -83,8 +84,25 @@ func (c *CA) Pool() *x509.CertPool {
 	return pool
 }
 
-// Now is the time by the CA's clock.
-func (c *CA) Now() time.Time { return c.opts.Clock() }
+// Now is the time that certificates are verified at: when the CA was opened, and what has
+// gone by since. A clock that is set meanwhile makes no certificate end, nor any begin.
+func (c *CA) Now() time.Time { return steady(c.began, c.opts.Clock()) }
+
+// issuing is the time that certificates are made at: by the clock, unless it was set back,
+// since what is made must not have ended at the time that it is verified at.
+func (c *CA) issuing() time.Time {
+	if now, wall := c.Now(), c.opts.Clock(); wall.Before(now.Round(0)) {
+		return now
+	}
+	return c.opts.Clock()
+}
+
+// Left is how long a certificate that ends at a time is good for.
+func (c *CA) Left(notAfter time.Time) time.Duration { return notAfter.Sub(c.issuing()) }
+
+// steady is the time now by a clock that nobody sets, which was right at an earlier time:
+// the monotonic clock goes on where the other jumps.
+func steady(began, now time.Time) time.Time { return began.Add(now.Sub(began)) }
 
 // Sign issues a client certificate for subj to the key of a certificate request;
 // whatever else the request asks for is ignored. A lifetime of 0 means the default of
@@ -119,14 +137,13 @@ func (c *CA) lifetime(role string) time.Duration {
 
 // template holds what all end certificates have in common. X.509 counts in seconds.
 func (c *CA) template(commonName string, lifetime time.Duration) *x509.Certificate {
-	now := c.opts.Clock()
 	if len(commonName) > 64 { // the limit of the field; the URI and DNS names are what counts
 		commonName = commonName[:64]
 	}
 	return &x509.Certificate{
 		Subject:               pkix.Name{CommonName: commonName},
-		NotBefore:             now.Add(-backdate),
-		NotAfter:              now.Add(lifetime).Truncate(time.Second),
+		NotBefore:             c.cert.NotBefore,
+		NotAfter:              c.issuing().Add(lifetime).Truncate(time.Second),
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		BasicConstraintsValid: true,
 	}
@@ -157,7 +174,7 @@ func (c *CA) ServerCertificate(name string) func(*tls.ClientHelloInfo) (*tls.Cer
 func (c *CA) server(name string) (*tls.Certificate, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if s := c.servers[name]; s != nil && c.opts.Clock().Before(s.Leaf.NotAfter.Add(-serverLifetime/3)) {
+	if s := c.servers[name]; s != nil && c.issuing().Before(s.Leaf.NotAfter.Add(-serverLifetime/3)) {
 		return s, nil
 	}
 	key, err := newKey()

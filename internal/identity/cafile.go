@@ -96,7 +96,7 @@ func openCertificate(dir string, key crypto.Signer, clock func() time.Time) (*x5
 func makeCertificate(key crypto.Signer, now time.Time) (*pem.Block, error) {
 	tmpl := &x509.Certificate{
 		Subject:               pkix.Name{CommonName: "Sluice service CA"},
-		NotBefore:             now.Add(-time.Hour),
+		NotBefore:             now.Add(-backdate),
 		NotAfter:              now.Add(caLifetime),
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
 		IsCA:                  true,

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	mathrand "math/rand/v2"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -46,6 +47,7 @@ type KeeperOptions struct {
 // it; TLSConfig may be called concurrently with everything.
 type Keeper struct {
 	opts    KeeperOptions
+	began   time.Time
 	roots   *x509.CertPool
 	expired chan struct{}
 
@@ -58,6 +60,7 @@ type Keeper struct {
 type credential struct {
 	cert     tls.Certificate
 	issued   time.Time
+	life     time.Duration // from then on; by the service's clock, which may differ from ours
 	notAfter time.Time
 	sessions tls.ClientSessionCache
 }
@@ -84,8 +87,11 @@ func New(opts KeeperOptions) (*Keeper, error) {
 		opts.Clock = time.Now
 	}
 	opts.Logger = opts.Logger.With(opts.Role, opts.Name)
-	return &Keeper{opts: opts, roots: roots, expired: make(chan struct{})}, nil
+	return &Keeper{opts: opts, began: opts.Clock(), roots: roots, expired: make(chan struct{})}, nil
 }
+
+// now is the time by a clock that nobody sets after the keeper was made.
+func (k *Keeper) now() time.Time { return steady(k.began, k.opts.Clock()) }
 
 // TLSConfig returns a client configuration with the present identity, for one
 // connection or several made now: a later one should ask again, since identities change.
@@ -95,7 +101,7 @@ func (k *Keeper) TLSConfig(alpn string) *tls.Config {
 		RootCAs:    k.roots,
 		ServerName: k.opts.ServiceName,
 		NextProtos: []string{alpn},
-		Time:       k.opts.Clock,
+		Time:       k.now,
 		// Full records from the start: results are long, and latency is not bound by record size.
 		DynamicRecordSizingDisabled: true,
 	}
@@ -159,6 +165,13 @@ func worthRetry(err error) bool {
 	return false
 }
 
+// Refused reports whether an error of a TLS connection is the service's word that it does not
+// accept the certificate, which comes as an alert after the handshake.
+func Refused(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "remote error" && strings.Contains(op.Err.Error(), "certificate")
+}
+
 // Run renews the certificate at two thirds of each life until ctx ends, and then
 // returns nil. If the identity is lost it closes Expired and returns why.
 func (k *Keeper) Run(ctx context.Context) error {
@@ -167,8 +180,8 @@ func (k *Keeper) Run(ctx context.Context) error {
 		if c == nil {
 			return errs.New(errs.Internal, "identity.Keeper.Run before Join")
 		}
-		due := c.issued.Add(c.notAfter.Sub(c.issued) * 2 / 3)
-		if sleep(ctx, due.Sub(k.opts.Clock())) != nil {
+		due := c.issued.Add(c.life * 2 / 3)
+		if sleep(ctx, due.Sub(k.now())) != nil {
 			return nil
 		}
 		if err := k.renew(ctx, c); err != nil {
@@ -194,7 +207,7 @@ func (k *Keeper) renew(ctx context.Context, c *credential) error {
 		if class := errs.ClassOf(err); class == errs.Denied {
 			return errs.New(errs.Denied, "the service does not renew the identity of %s %s: %w", k.opts.Role, k.opts.Name, err)
 		}
-		left := c.notAfter.Sub(k.opts.Clock())
+		left := c.issued.Add(c.life).Sub(k.now())
 		if left <= 0 {
 			return errs.New(errs.Unauthenticated, "the certificate of %s %s ended before it could be renewed: %w", k.opts.Role, k.opts.Name, err)
 		}
@@ -240,11 +253,16 @@ func (k *Keeper) fetch(ctx context.Context, path string, req any, key *ecdsa.Pri
 	if pub, ok := leaf.PublicKey.(*ecdsa.PublicKey); !ok || !pub.Equal(key.Public()) {
 		return errs.New(errs.Internal, "the service answered with a certificate for another key")
 	}
+	now := k.now()
+	if resp.Lifetime <= 0 { // an older service
+		resp.Lifetime = leaf.NotAfter.Sub(now)
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.current = &credential{
 		cert:     tls.Certificate{Certificate: [][]byte{resp.Certificate}, PrivateKey: key, Leaf: leaf},
-		issued:   k.opts.Clock(),
+		issued:   now,
+		life:     resp.Lifetime,
 		notAfter: leaf.NotAfter,
 		sessions: tls.NewLRUClientSessionCache(0),
 	}

@@ -352,6 +352,42 @@ func TestRenewalWhileConnected(t *testing.T) {
 	}
 }
 
+// TestClientsWithOtherClocks: a client's clock may be wrong, by days if it is behind. It renews
+// when the service wants it to, not when its own clock says that the certificate ends.
+func TestClientsWithOtherClocks(t *testing.T) {
+	t.Parallel()
+	for name, off := range map[string]time.Duration{
+		"minutes ahead": 10 * time.Minute, "hours ahead": 12 * time.Hour, "minutes behind": -10 * time.Minute, "weeks behind": -40 * 24 * time.Hour,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := tunneltest.StartService(t, tunneltest.Options{CA: identity.CAOptions{MemberLifetime: 3 * time.Second}})
+			s.AddToken("token", member("m-1", 1))
+			k := keeper(t, s, func(o *identity.KeeperOptions) {
+				o.Clock = func() time.Time { return time.Now().Add(off) }
+			})
+			begun := time.Now()
+			if err := k.Join(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 2500*time.Millisecond)
+			defer cancel()
+			done := make(chan error, 1)
+			go func() { done <- k.Run(ctx) }()
+			keys := map[any]bool{}
+			for ; ctx.Err() == nil; time.Sleep(10 * time.Millisecond) {
+				keys[k.TLSConfig("x").Certificates[0].PrivateKey] = true
+			}
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			if most := int(time.Since(begun)/time.Second) + 1; len(keys) < 2 || len(keys) > most { // at two thirds, of whole seconds
+				t.Errorf("%d certificates in %v, want 2 to %d", len(keys), time.Since(begun), most)
+			}
+		})
+	}
+}
+
 func TestRenewalIsRefusedForGood(t *testing.T) {
 	t.Parallel()
 	s := tunneltest.StartService(t, tunneltest.Options{CA: identity.CAOptions{MemberLifetime: 3 * time.Second}})

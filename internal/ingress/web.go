@@ -173,5 +173,5 @@ func (s *Server) sign(csr []byte, subject identity.Subject) (memberapi.CertRespo
 		return memberapi.CertResponse{}, err
 	}
 	s.opts.Logger.Info("certificate issued", "subject", subject.String(), "notAfter", notAfter)
-	return memberapi.CertResponse{Certificate: der, NotAfter: notAfter}, nil
+	return memberapi.CertResponse{Certificate: der, NotAfter: notAfter, Lifetime: s.opts.CA.Left(notAfter)}, nil
 }

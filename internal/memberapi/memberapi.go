@@ -217,6 +217,8 @@ type RenewRequest struct {
 type CertResponse struct {
 	Certificate []byte    `json:"certificate"` // DER, signed by the service's CA
 	NotAfter    time.Time `json:"notAfter"`
+	// Lifetime is how long that is from now, whatever the receiver's clock says.
+	Lifetime time.Duration `json:"lifetimeNs,omitempty"`
 }
 
 // Paths of the service's hosts address over ProtoHTTP, and the roles that join.

@@ -9,11 +9,11 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/identity"
 	"github.com/sluice-gateway/sluice/internal/memberapi"
 	"github.com/sluice-gateway/sluice/internal/sockio"
 	"github.com/sluice-gateway/sluice/internal/splice"
@@ -292,12 +292,11 @@ func (e refusalError) Error() string {
 }
 
 // refused reports whether dialling again is of no use: the service said so, or does
-// not accept the certificate. The latter it says in a TLS alert, after the handshake.
+// not accept the certificate.
 func refused(err error) bool {
 	var word refusalError
 	if errors.As(err, &word) {
 		return true
 	}
-	var op *net.OpError
-	return errors.As(err, &op) && op.Op == "remote error" && strings.Contains(op.Err.Error(), "certificate")
+	return identity.Refused(err)
 }
