@@ -116,7 +116,7 @@ func (f *Fleet) spaceFor(tx store.Tx, s *spaces, m core.Member, a netip.Addr) (*
 			if !placement.Usable(sub.Prefix, a) {
 				return nil, errs.New(errs.Invalid, "host %s has leased %s by DHCP, which is no address for members of subnet %s (%s)", m.Host, a, sub.Name, sub.Prefix)
 			}
-			return s.subnet(tx, vnet, sub.Prefix)
+			return s.subnet(tx, vnet, sub.Prefix, f.opts.Now().Add(f.opts.Quarantine))
 		}
 	}
 	return nil, errs.New(errs.Invalid, "VirtualNetwork/%s has no subnet %s any more", m.VNet, m.Subnet)

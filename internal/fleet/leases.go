@@ -41,7 +41,8 @@ func (f *Fleet) renew(ctx context.Context) {
 		if !m.Address.IsValid() {
 			continue // there is no lease yet
 		}
-		if until := m.confirmed.Add(f.opts.LeaseTime); until.Sub(m.expires) > f.opts.LeaseTime/2 {
+		// What is stored may also be of a clock that was set back since: hours too late.
+		if until := m.confirmed.Add(f.opts.LeaseTime); !m.confirmed.IsZero() && until.Sub(m.expires).Abs() > f.opts.LeaseTime/2 {
 			due[m], rows[m] = m.confirmed, m.Member
 		}
 		if now.After(f.expiry(m)) && !m.expiryTold {

@@ -148,6 +148,54 @@ func TestLeaseThroughItsEnd(t *testing.T) {
 	}
 }
 
+// TestClockThatWentBack: a service starts with a clock that is weeks behind what it has stored.
+// Leases expire, and addresses rest, for as long as ever from then on.
+func TestClockThatWentBack(t *testing.T) {
+	t.Parallel()
+	back := func(w *world) {
+		w.kill()
+		w.now.Add(-int64(1000 * time.Hour))
+		w.open()
+		w.connect(w.machines[0])
+	}
+	t.Run("a lease that is held", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, 1)
+		m := w.member()
+		back(w)
+		w.say(m)
+		w.fleet.renew(context.Background())
+		w.kill()
+		w.open()
+		if l := w.lease(); !l.ExpiresAt.Equal(w.clock().Add(rests)) {
+			t.Errorf("confirmed at %s, the lease expires at %s", w.clock(), l.ExpiresAt)
+		}
+	})
+	t.Run("an address that rests", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t, 1)
+		m := w.member()
+		w.remove()
+		w.fetch(m)
+		w.obey(m)
+		w.tearDown(m)
+		w.say(m)
+		back(w)
+		for range 2 { // a /29 has two more
+			if what, ok := w.place(); !ok {
+				t.Fatal(what)
+			}
+		}
+		if _, ok := w.place(); ok {
+			t.Error("an address is used again that should rest")
+		}
+		w.now.Add(int64(rests))
+		if what, ok := w.place(); !ok {
+			t.Errorf("after its rest the address is not used again: %s", what)
+		}
+	})
+}
+
 // TestReleaseByForce: only of a host that is away, with a record in the same transaction;
 // then the address rests as after any end.
 func TestReleaseByForce(t *testing.T) {

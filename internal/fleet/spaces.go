@@ -72,8 +72,9 @@ func (s *spaces) tunnel(host string) *placement.Pool {
 	return s.tunnels[host]
 }
 
-// subnet returns the addresses of a subnet, read from the transaction the first time.
-func (s *spaces) subnet(tx store.Tx, vnet core.Stored, prefix netip.Prefix) (*space, error) {
+// subnet returns the addresses of a subnet, read from the transaction the first time. An
+// address rests for no longer than most from now: if it seems to, the clock was set back since.
+func (s *spaces) subnet(tx store.Tx, vnet core.Stored, prefix netip.Prefix, most time.Time) (*space, error) {
 	key := subnetKey{vnet.UID, prefix}
 	if s.subnets[key] != nil {
 		return s.subnets[key], nil
@@ -87,6 +88,12 @@ func (s *spaces) subnet(tx store.Tx, vnet core.Stored, prefix netip.Prefix) (*sp
 	for _, l := range leases {
 		if l.VNetUID != vnet.UID || !sp.pool.Take(l.Address) {
 			continue
+		}
+		if l.Ended() && l.ReusableAt.After(most) {
+			l.ReusableAt = most
+			if err := tx.QuarantineLease(l, most, l.Reason); err != nil {
+				return nil, err
+			}
 		}
 		if l.Ended() {
 			sp.pool.Rest(l.Address, l.ReusableAt)
@@ -163,11 +170,12 @@ func (f *Fleet) chooseAddress(tx store.Tx, s *spaces, vnet core.Stored, gw *core
 		if sub.Name != gw.Subnet {
 			continue
 		}
-		sp, err := s.subnet(tx, vnet, sub.Prefix)
+		now := f.opts.Now()
+		sp, err := s.subnet(tx, vnet, sub.Prefix, now.Add(f.opts.Quarantine))
 		if err != nil {
 			return netip.Addr{}, nil, err
 		}
-		a, err := placement.ChooseAddress(sub, sp.pool, sp.last, f.opts.Now())
+		a, err := placement.ChooseAddress(sub, sp.pool, sp.last, now)
 		return a, sp, err
 	}
 	return netip.Addr{}, nil, errs.New(errs.NotFound, "VirtualNetwork/%s has no subnet %s", vnet.Spec.ResourceName(), gw.Subnet)
