@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/sha256"
-	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -191,18 +190,7 @@ func runHost(ctx context.Context, f hostFlags, l link, log *slog.Logger) error {
 	h := host.New(host.Options{
 		Name: f.name, Installation: f.installation(), Network: m.network, Runtime: m.runtime, Splicer: m.splicer, Pool: f.pool, ServiceName: identity.ServiceName, ServiceCA: l.ca,
 		DialService: l.dialTCP, Handover: l.handover, Logger: log,
-		Dial: func(ctx context.Context) (net.Conn, error) {
-			conn, err := l.dial(ctx)
-			if err != nil {
-				return nil, err
-			}
-			tc := tls.Client(conn, keeper.TLSConfig(memberapi.ProtoHost))
-			if err := tc.HandshakeContext(ctx); err != nil {
-				conn.Close()
-				return nil, fmt.Errorf("TLS with the service: %w", err)
-			}
-			return tc, nil
-		},
+		Dial: (&hostDialer{keeper: keeper, dial: l.dial}).connect,
 	})
 	err = h.Run(ctx)
 	cancel()
