@@ -14,6 +14,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/sluice-gateway/sluice/test/e2e/skew"
 	"github.com/sluice-gateway/sluice/test/e2e/stack"
 )
 
@@ -22,6 +23,7 @@ import (
 func init() { runtime.LockOSThread() }
 
 func TestMain(m *testing.M) {
+	skew.Main()
 	code := m.Run()
 	if !whole.end() && code == 0 {
 		code = 1
