@@ -28,11 +28,20 @@ type State struct {
 	ID      string
 	Labels  map[string]string
 	Running bool
+	Image   string // what it was started from, as Imager names it; "" if that is not known
 	PID     int
 	Exit    Exit // meaningful when not Running
 	// Blank says that it was prepared and has not become anybody's; it has no labels. Only
 	// the process that prepared it can adopt it.
 	Blank bool
+}
+
+// Imager is an optional ability of a Runtime: to say what the next sandbox would be
+// started from, so that those that were started from something else can be told.
+type Imager interface {
+	// Image names the program by its content, in a few characters. It looks each time, and is
+	// cheap as long as nothing has changed.
+	Image() (string, error)
 }
 
 // Exit tells how a sandbox ended.

@@ -32,7 +32,7 @@ func (m *Machine) prepare(spec sandbox.Spec, owner *Runtime) *box {
 		return nil
 	}
 	m.nextPID++
-	return m.add(&box{spec: spec, pid: m.nextPID, owner: owner}, Idle)
+	return m.add(&box{spec: spec, image: m.image, pid: m.nextPID, owner: owner}, Idle)
 }
 
 // Adopt implements sandbox.Preparer.
@@ -56,7 +56,7 @@ func (r *Runtime) Adopt(ctx context.Context, blank string, spec sandbox.Spec) er
 		return err
 	}
 	r.m.mu.Lock()
-	b = r.m.add(&box{spec: spec, pid: b.pid}, r.m.program)
+	b = r.m.add(&box{spec: spec, image: b.image, pid: b.pid}, r.m.program)
 	r.m.mu.Unlock()
 	r.watch(spec.ID, b)
 	return nil

@@ -39,10 +39,12 @@ type Machine struct {
 	nextPID int
 	all     map[string]*box
 	fail    func(op, id string) error
+	image   string
 }
 
 type box struct {
 	spec   sandbox.Spec
+	image  string
 	pid    int
 	usage  sandbox.Usage
 	exit   sandbox.Exit
@@ -58,15 +60,22 @@ func NewMachine(program Program) *Machine {
 	if program == nil {
 		program = Idle
 	}
-	return &Machine{program: program, nextPID: 100, all: map[string]*box{}}
+	return &Machine{program: program, image: "program-1", nextPID: 100, all: map[string]*box{}}
 }
 
-// FailWith makes operations ("start", "prepare", "adopt", "stop", "list", "usage", "cleanup") fail with what f returns,
+// FailWith makes operations ("start", "prepare", "adopt", "stop", "list", "usage", "image", "cleanup") fail with what f returns,
 // until it is called with nil.
 func (m *Machine) FailWith(f func(op, id string) error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.fail = f
+}
+
+// SetImage makes what is started from now on another program, by its name.
+func (m *Machine) SetImage(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.image = name
 }
 
 func (m *Machine) failure(op, id string) error {
@@ -124,7 +133,7 @@ func (m *Machine) start(spec sandbox.Spec) *box {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.nextPID++
-	return m.add(&box{spec: spec, pid: m.nextPID}, m.program)
+	return m.add(&box{spec: spec, image: m.image, pid: m.nextPID}, m.program)
 }
 
 // add makes b run program. The caller holds mu.
@@ -188,6 +197,7 @@ type Runtime struct {
 var (
 	_ sandbox.Runtime  = (*Runtime)(nil)
 	_ sandbox.Preparer = (*Runtime)(nil)
+	_ sandbox.Imager   = (*Runtime)(nil)
 )
 
 // New returns a Runtime over m. Several may stand for one host process after another.
@@ -234,6 +244,16 @@ func (r *Runtime) allowed(ctx context.Context, op, id string) error {
 	return r.m.failure(op, id)
 }
 
+// Image implements sandbox.Imager.
+func (r *Runtime) Image() (string, error) {
+	if err := r.m.failure("image", ""); err != nil {
+		return "", err
+	}
+	r.m.mu.Lock()
+	defer r.m.mu.Unlock()
+	return r.m.image, nil
+}
+
 // Stop implements sandbox.Runtime.
 func (r *Runtime) Stop(ctx context.Context, id string) error {
 	if err := r.allowed(ctx, "stop", id); err != nil {
@@ -254,7 +274,7 @@ func (r *Runtime) List(ctx context.Context) ([]sandbox.State, error) {
 	var out []sandbox.State
 	for _, id := range slices.Sorted(maps.Keys(r.m.all)) {
 		b := r.m.all[id]
-		st := sandbox.State{ID: id, Labels: maps.Clone(b.spec.Labels), Blank: b.owner != nil}
+		st := sandbox.State{ID: id, Labels: maps.Clone(b.spec.Labels), Image: b.image, Blank: b.owner != nil}
 		if b.ended {
 			st.Exit = b.exit
 		} else {

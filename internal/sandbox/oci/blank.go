@@ -88,6 +88,14 @@ func (r *Runtime) adopt(ctx context.Context, blank string, spec sandbox.Spec, bo
 
 // become gives a blank's cgroup and bundle the limits, labels and name of a sandbox.
 func (r *Runtime) become(blank string, spec sandbox.Spec) error {
+	if err := r.describe(blank, spec); err != nil {
+		return err
+	}
+	return os.Rename(string(r.bundle(blank)), string(r.bundle(spec.ID)))
+}
+
+// describe is all of become but the name: until the bundle has that, it is a blank's.
+func (r *Runtime) describe(blank string, spec sandbox.Spec) error {
 	cg, err := findCgroups()
 	if err != nil {
 		return err
@@ -97,10 +105,7 @@ func (r *Runtime) become(blank string, spec sandbox.Spec) error {
 	}
 	b := r.bundle(blank)
 	rec := record{Labels: spec.Labels, Size: spec.Size, RootFS: b.record().RootFS, ID: spec.ID, Container: blank}
-	if err := b.setRecord(rec); err != nil {
-		return err
-	}
-	return os.Rename(string(b), string(r.bundle(spec.ID)))
+	return b.setRecord(rec)
 }
 
 // isIn checks that a process is in a network namespace.
@@ -138,7 +143,7 @@ func (r *Runtime) takeBlank(id string) *os.File {
 }
 
 func (r *Runtime) blankState(id string) sandbox.State {
-	st := sandbox.State{ID: id, Blank: true}
+	st := sandbox.State{ID: id, Blank: true, Image: r.bundle(id).record().RootFS}
 	if p := r.find(id); p != nil {
 		st.Running, st.PID = true, p.pid
 		p.close()

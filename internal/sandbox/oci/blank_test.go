@@ -136,9 +136,8 @@ func TestAdoptionInterrupted(t *testing.T) {
 		half func(r *Runtime, spec sandbox.Spec) error
 		want sandbox.State
 	}{
-		"before it has its name": {func(r *Runtime, spec sandbox.Spec) error {
-			return r.bundle("b-1").setRecord(record{Labels: spec.Labels, Size: spec.Size, ID: spec.ID, Container: "b-1"})
-		}, sandbox.State{ID: "b-1", Blank: true, Exit: sandbox.Exit{Code: -1, Reason: "it ended before it became a member"}}},
+		"before it has its name": {func(r *Runtime, spec sandbox.Spec) error { return r.describe("b-1", spec) },
+			sandbox.State{ID: "b-1", Blank: true, Exit: sandbox.Exit{Code: -1, Reason: "it ended before it became a member"}}},
 		"before it has its boot data": {func(r *Runtime, spec sandbox.Spec) error { return r.become("b-1", spec) },
 			sandbox.State{ID: "m-1-7", Labels: map[string]string{"member": "m-1-7"}, Exit: sandbox.Exit{Code: -1, Reason: "its start was interrupted"}}},
 	} {
@@ -164,6 +163,9 @@ func TestAdoptionInterrupted(t *testing.T) {
 			}
 			for i := range states {
 				states[i].Exit.LogTail = "" // the program's own last words
+			}
+			if tc.want.Image, err = later.Image(); err != nil {
+				t.Fatal(err)
 			}
 			if diff := cmp.Diff([]sandbox.State{tc.want}, states); diff != "" {
 				t.Fatalf("listed (-want +got):\n%s", diff)

@@ -63,6 +63,7 @@ type Runtime struct {
 var (
 	_ sandbox.Runtime  = (*Runtime)(nil)
 	_ sandbox.Preparer = (*Runtime)(nil)
+	_ sandbox.Imager   = (*Runtime)(nil)
 )
 
 var (
@@ -198,7 +199,7 @@ func (r *Runtime) state(id string) sandbox.State {
 	if rec.blank(id) {
 		return r.blankState(id)
 	}
-	st := sandbox.State{ID: id, Labels: rec.Labels}
+	st := sandbox.State{ID: id, Labels: rec.Labels, Image: rec.RootFS}
 	if p := r.ready(id); p != nil {
 		st.Running, st.PID = true, p.pid
 		r.watch(id, p)

@@ -286,8 +286,17 @@ func TestRootFSVersions(t *testing.T) {
 	if v := versions(t, i); len(v) != 1 {
 		t.Fatalf("versions %q", v)
 	}
+	was := imageNow(t, r)
 	copyTo(t, payload, program, "another build") // what follows an ELF image is ignored
+	now := imageNow(t, r)
 	sandboxtest.MustStart(t, r, second)
+	for _, m := range []*Runtime{r, i.manager(t)} { // a host that starts now sees the same
+		a, _ := sandboxtest.Get(t, m, first.ID)
+		b, _ := sandboxtest.Get(t, m, second.ID)
+		if was == now || a.Image != was || b.Image != now || imageNow(t, m) != now {
+			t.Errorf("the program was %s and is %s; the members have %s and %s, new ones would have %s", was, now, a.Image, b.Image, imageNow(t, m))
+		}
+	}
 	if v := versions(t, i); len(v) != 2 {
 		t.Errorf("both are in use, there are %q", v)
 	}
@@ -303,6 +312,15 @@ func TestRootFSVersions(t *testing.T) {
 	if err := unix.Stat(root, &st); err != nil || st.Uid != 0 || st.Mode&0o022 != 0 {
 		t.Errorf("%s: %+v, %v", root, st, err)
 	}
+}
+
+func imageNow(t *testing.T, r *Runtime) string {
+	t.Helper()
+	name, err := r.Image()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return name
 }
 
 func copyTo(t *testing.T, from, to, suffix string) {

@@ -36,6 +36,15 @@ func (a fileStamp) same(b fileStamp) bool {
 	return a.file != nil && b.file != nil && a.size == b.size && a.mtime == b.mtime && os.SameFile(a.file, b.file)
 }
 
+// Image implements sandbox.Imager. The CA certificates are part of what it names.
+func (r *Runtime) Image() (string, error) {
+	name, release, err := r.rootfs.acquire()
+	if err == nil {
+		release()
+	}
+	return name, err
+}
+
 // acquire returns the name of the present version, which is kept until release is called.
 func (r *rootfs) acquire() (name string, release func(), err error) {
 	r.mu.Lock()
@@ -55,21 +64,38 @@ func (r *rootfs) acquire() (name string, release func(), err error) {
 	}, nil
 }
 
+// steadyTries is how often a program that changes while it is copied is copied again.
+const steadyTries = 5
+
+// ensure makes the present version. What is written into place piece by piece is waited for,
+// a little: a part of a program is no version.
 func (r *rootfs) ensure() error {
-	stamp, err := r.stamps()
-	if err != nil {
-		return err
+	for range steadyTries {
+		stamp, err := r.stamps()
+		if err != nil {
+			return err
+		}
+		if r.name != "" && same(stamp, r.stamp) && complete(r.path(r.name)) {
+			return nil
+		}
+		name, err := r.build()
+		if err != nil {
+			return err
+		}
+		after, err := r.stamps()
+		if err != nil {
+			return err
+		}
+		if same(stamp, after) {
+			r.name, r.stamp = name, stamp
+			return nil
+		}
 	}
-	if r.name != "" && stamp[0].same(r.stamp[0]) && stamp[1].same(r.stamp[1]) && complete(r.path(r.name)) {
-		return nil
-	}
-	name, err := r.build()
-	if err != nil {
-		return err
-	}
-	r.name, r.stamp = name, stamp
-	return nil
+	return errs.New(errs.Unavailable, "the members' gateway program %s changes while it is read", r.program).
+		WithHint("write the new one beside it and rename it into place")
 }
+
+func same(a, b [2]fileStamp) bool { return a[0].same(b[0]) && a[1].same(b[1]) }
 
 func (r *rootfs) stamps() (out [2]fileStamp, err error) {
 	for i, path := range []string{r.program, r.caCerts} {

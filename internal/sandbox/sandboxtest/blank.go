@@ -20,10 +20,24 @@ func (h Harness) MustPrepare(t *testing.T, r sandbox.Runtime, id string) sandbox
 		t.Fatalf("Prepare(%s): %v (hint: %s)", id, err, errs.As(err).Hint)
 	}
 	st := mustRun(t, r, id)
-	if diff := cmp.Diff(sandbox.State{ID: id, Running: true, PID: st.PID, Blank: true}, st); diff != "" {
+	if diff := cmp.Diff(sandbox.State{ID: id, Running: true, PID: st.PID, Blank: true, Image: image(t, r)}, st); diff != "" {
 		t.Fatalf("a blank (-want +got):\n%s", diff)
 	}
 	return st
+}
+
+// image is what the next sandbox would be started from, "" of a Runtime that can't tell.
+func image(t *testing.T, r sandbox.Runtime) string {
+	t.Helper()
+	im, ok := r.(sandbox.Imager)
+	if !ok {
+		return ""
+	}
+	name, err := im.Image()
+	if err != nil || name == "" {
+		t.Errorf("Image: %q, %v", name, err)
+	}
+	return name
 }
 
 // MustAdopt makes a blank into a sandbox and checks that it is known as that alone.
@@ -54,6 +68,9 @@ func prepareAdopt(t *testing.T, h Harness) {
 	}
 	if err := r.Stop(t.Context(), "b-1"); err != nil { // means nothing any more
 		t.Error(err)
+	}
+	if st := mustRun(t, r, spec.ID); st.Image != blank.Image {
+		t.Errorf("what was started from %q became %q", blank.Image, st.Image)
 	}
 	MustStart(t, r, spec) // runs already
 	if err := r.Close(); err != nil {

@@ -167,6 +167,9 @@ func startListStop(t *testing.T, h Harness) {
 	if diff := cmp.Diff(spec.Labels, first.Labels); diff != "" {
 		t.Errorf("labels (-want +got):\n%s", diff)
 	}
+	if now := image(t, r); first.Image != now {
+		t.Errorf("it was started from %q, the next one would be from %q", first.Image, now)
+	}
 	MustStart(t, r, spec)
 	if again := mustRun(t, r, spec.ID); again.PID != first.PID {
 		t.Errorf("a second Start replaced process %d by %d", first.PID, again.PID)
