@@ -89,6 +89,8 @@ type HostReport struct {
 	Complete bool             `json:"complete"`
 	Members  []ObservedMember `json:"members,omitempty"`
 	Problems []string         `json:"problems,omitempty"` // what the host could not make true, and why
+	// Image names the program that new members run; "" if it is not known.
+	Image string `json:"image,omitempty"`
 	// Load is what is in use of the machine; zero if the host can't tell.
 	Load HostLoad `json:"load,omitzero"`
 	// NATGateways tells what those of the goal state did, as last looked at.
@@ -111,6 +113,8 @@ type ObservedMember struct {
 	// Exit says why a member that is not running ended: "exit status 1", "out of
 	// memory: the limit is 8192 MiB".
 	Exit string `json:"exit,omitempty"`
+	// Image names the program that it runs; "" if it is not known.
+	Image string `json:"image,omitempty"`
 	// Phases of the injection as the host timed them: network, sandbox.
 	Phases []Phase `json:"phases,omitempty"`
 }

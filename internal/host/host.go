@@ -48,6 +48,8 @@ type Options struct {
 	Recheck time.Duration
 	// Meter is how often the NAT gateways are looked at. Default 15 s.
 	Meter time.Duration
+	// Look is how often it is looked whether the members' program is another. Default 2 s.
+	Look time.Duration
 	// Pool is how many blank sandboxes wait to become members, if Network and Runtime can
 	// make such. Default none.
 	Pool int
@@ -79,6 +81,9 @@ type Host struct {
 	stale    bool // boxes must be read from the runtime again
 	pool     pool
 
+	looking sync.Mutex // held while the members' program is looked at; taken before mu
+	program program    // under mu
+
 	work sync.WaitGroup // starts and stops under way
 }
 
@@ -99,6 +104,7 @@ type box struct {
 	generation int64
 	state      boxState
 	exit       string
+	image      string // of the program that it runs; "" if it is not known
 	joinHash   string
 	phases     []core.Phase
 	port       hostnet.Port // zero for one that an earlier process started and nobody wants
@@ -111,6 +117,9 @@ func New(opts Options) *Host {
 	}
 	if opts.Meter == 0 {
 		opts.Meter = 15 * time.Second
+	}
+	if opts.Look == 0 {
+		opts.Look = 2 * time.Second
 	}
 	return &Host{
 		opts: opts, log: opts.Logger,
@@ -139,6 +148,7 @@ func (h *Host) Run(ctx context.Context) error {
 	wg.Go(func() { h.talk(ctx) })
 	wg.Go(func() { h.watchExits(ctx) })
 	wg.Go(func() { h.meterNATs(ctx) })
+	wg.Go(func() { h.watchProgram(ctx) })
 	wg.Go(func() { h.fillPool(ctx) })
 	wg.Go(func() { h.watchNetwork(ctx) })
 	h.reconcileLoop(ctx)

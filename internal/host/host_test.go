@@ -32,6 +32,8 @@ type rig struct {
 	net     *netfake.Machine
 	boxes   *boxfake.Machine
 	pool    int
+	look    time.Duration
+	retry   time.Duration
 	version int64
 
 	mu     sync.Mutex
@@ -41,7 +43,7 @@ type rig struct {
 }
 
 func newRig(t *testing.T) *rig {
-	return &rig{t: t, net: netfake.NewMachine(), boxes: boxfake.NewMachine(nil)}
+	return &rig{t: t, net: netfake.NewMachine(), boxes: boxfake.NewMachine(nil), look: 10 * time.Millisecond, retry: 20 * time.Millisecond}
 }
 
 // start runs a host process on the rig's machine until stop.
@@ -49,9 +51,9 @@ func (r *rig) start() (stop func()) {
 	h := New(Options{
 		Name: "h", Network: netfake.New(r.net), Runtime: boxfake.New(r.boxes), Dial: r.dial,
 		DialService: func(context.Context) (*net.TCPConn, error) { return nil, errors.New("no service in this test") },
-		Splicer:     localSplicer(r.t), ServiceName: "service", ServiceCA: []byte("PEM"), Logger: slog.New(slog.DiscardHandler), Recheck: 50 * time.Millisecond, Pool: r.pool,
+		Splicer:     localSplicer(r.t), ServiceName: "service", ServiceCA: []byte("PEM"), Logger: slog.New(slog.DiscardHandler), Recheck: 50 * time.Millisecond, Look: r.look, Pool: r.pool,
 	})
-	h.pool.retry = 20 * time.Millisecond
+	h.pool.retry = r.retry
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- h.Run(ctx) }()

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"maps"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -112,13 +113,21 @@ func (h *Host) sendReports(ctx context.Context, conn net.Conn) {
 func (h *Host) report() core.HostReport {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	r := core.HostReport{Host: h.opts.Name, Installation: h.opts.Installation, Version: h.acted, Complete: h.known && h.ports != nil, Problems: h.problems, NATGateways: h.nats, Load: machineLoad()}
+	r := core.HostReport{
+		Host: h.opts.Name, Installation: h.opts.Installation, Version: h.acted, Complete: h.known && h.ports != nil,
+		Problems: slices.Clone(h.problems), Image: h.program.image, NATGateways: h.nats, Load: machineLoad(),
+	}
+	for _, problem := range []string{h.program.problem, h.pool.problem} {
+		if problem != "" {
+			r.Problems = append(r.Problems, problem)
+		}
+	}
 	withBox := map[string]bool{}
 	for _, b := range h.boxes {
 		withBox[b.id] = true
 		o := core.ObservedMember{
 			ID: b.member, Generation: b.generation, Present: true, Running: b.state == boxRunning,
-			JoinTokenHash: b.joinHash, Phases: b.phases,
+			JoinTokenHash: b.joinHash, Phases: b.phases, Image: b.image,
 		}
 		if b.state == boxEnded {
 			o.Exit = b.exit

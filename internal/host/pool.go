@@ -3,9 +3,11 @@ package host
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/errs"
 	"github.com/sluice-gateway/sluice/internal/hostnet"
 	"github.com/sluice-gateway/sluice/internal/ident"
 	"github.com/sluice-gateway/sluice/internal/sandbox"
@@ -25,15 +27,16 @@ type pool struct {
 	size     int // 0: there is no pool
 	network  hostnet.Preparer
 	runtime  sandbox.Preparer
-	own      map[string]bool            // that are not to be stopped as another process's
+	own      map[string]string          // what each runs; they are not to be stopped as another process's
 	waiting  []string                   // that nobody has been promised
 	promised map[hostnet.PortKey]string // whose network is being made
 	calm     time.Time                  // when to fill at the earliest
 	retry    time.Duration
+	problem  string // why there is none, or was none lately
 }
 
 func newPool(opts Options) pool {
-	p := pool{own: map[string]bool{}, promised: map[hostnet.PortKey]string{}, retry: retryFill}
+	p := pool{own: map[string]string{}, promised: map[hostnet.PortKey]string{}, retry: retryFill}
 	var can [2]bool
 	p.network, can[0] = opts.Network.(hostnet.Preparer)
 	p.runtime, can[1] = opts.Runtime.(sandbox.Preparer)
@@ -71,20 +74,25 @@ func (h *Host) untilFill() (wait time.Duration, lacking bool) {
 }
 
 func (h *Host) addBlank(ctx context.Context) {
-	name := ident.New("blank")
+	name, image := ident.New("blank"), h.lookAtProgram(ctx) // what it runs is this, or newer
 	h.mu.Lock()
-	h.pool.own[name] = true
+	h.pool.own[name] = image
 	h.mu.Unlock()
 	err := h.prepareBlank(ctx, name)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if err == nil {
+	switch {
+	case err == nil && h.old(name):
+		h.work.Go(func() { h.endBlank(ctx, name) })
+		return
+	case err == nil:
 		h.pool.waiting = append(h.pool.waiting, name)
 		return
 	}
 	delete(h.pool.own, name)
 	h.pool.calm = time.Now().Add(h.pool.retry)
 	if ctx.Err() == nil {
+		h.pool.problem = "no member can be started in advance: " + withHint(err)
 		h.log.Warn("no member could be started in advance, will try again", "error", err, "wait", h.pool.retry)
 	}
 }
@@ -148,7 +156,7 @@ func (h *Host) run(ctx context.Context, blank string, spec sandbox.Spec) error {
 	if blank == "" {
 		return h.opts.Runtime.Start(ctx, spec)
 	}
-	err := h.pool.runtime.Adopt(ctx, blank, spec)
+	err := h.adopt(ctx, blank, spec)
 	h.forgetBlank(blank)
 	if err == nil || ctx.Err() != nil {
 		return err
@@ -160,6 +168,18 @@ func (h *Host) run(ctx context.Context, blank string, spec sandbox.Spec) error {
 	return h.opts.Runtime.Start(ctx, spec)
 }
 
+// adopt makes a sandbox of a blank, unless the members' program has changed since that was
+// made. If it fails, the blank is gone.
+func (h *Host) adopt(ctx context.Context, blank string, spec sandbox.Spec) error {
+	if !h.isOld(ctx, blank) {
+		return h.pool.runtime.Adopt(ctx, blank, spec)
+	}
+	if err := h.opts.Runtime.Stop(ctx, blank); err != nil {
+		h.log.Warn("what was started in advance could not be removed", "sandbox", blank, "error", err)
+	}
+	return errs.New(errs.Conflict, "the members' program has changed since sandbox %s was started", blank)
+}
+
 // observeBlank takes in a blank's state: one that ended while it waited, or that another
 // process left, goes. The caller holds mu.
 func (h *Host) observeBlank(ctx context.Context, s sandbox.State, waited bool) {
@@ -169,12 +189,30 @@ func (h *Host) observeBlank(ctx context.Context, s sandbox.State, waited bool) {
 		h.log.Warn("a member that was started in advance ended", "sandbox", s.ID, "reason", s.Exit.Reason, "log", s.Exit.LogTail)
 		p.waiting = slices.Delete(p.waiting, at, at+1)
 		p.calm = time.Now().Add(p.retry) // what ended it may end the next
+		p.problem = "a member that was started in advance ended: " + ending(s.Exit)
 		poke(h.fill)
-	case p.own[s.ID]:
+	case p.owns(s.ID):
+		if waited && s.Running {
+			p.problem = "" // it has waited for a while
+		}
 		return
 	}
-	p.own[s.ID] = true
+	p.own[s.ID] = s.Image
 	h.work.Go(func() { h.endBlank(ctx, s.ID) })
+}
+
+// ending tells how a sandbox ended, with the last of what it wrote.
+func ending(e sandbox.Exit) string {
+	lines := strings.Split(strings.TrimSpace(e.LogTail), "\n")
+	if last := lines[len(lines)-1]; last != "" {
+		return e.Reason + "; it wrote: " + last
+	}
+	return e.Reason
+}
+
+func (p *pool) owns(name string) bool {
+	_, own := p.own[name]
+	return own
 }
 
 // endBlank removes a blank; what fails is tried again when the sandboxes are next listed.

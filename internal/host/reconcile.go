@@ -130,6 +130,9 @@ func (h *Host) observe(s sandbox.State, ran bool) {
 		b = &box{id: s.ID, member: s.Labels[labelMember], generation: generation, state: boxRunning}
 		h.boxes[s.ID] = b
 	}
+	if s.Running {
+		b.image = s.Image
+	}
 	switch {
 	case s.Running || b.state != boxRunning:
 	case !ran:
@@ -314,17 +317,22 @@ func (h *Host) startBox(ctx context.Context, b *box, m core.GoalMember, netns, t
 	defer cancel()
 	begun := time.Now()
 	spec, err := h.spec(b, m, netns, token)
+	image := h.lookAtProgram(ctx)
 	if err == nil {
 		err = h.run(ctx, blank, spec)
 	}
+	same := h.lookAtProgram(ctx) == image // else the next list tells which it was
 	h.mu.Lock()
 	b.phases = append(b.phases, core.Phase{Name: "sandbox", Duration: time.Since(begun)})
+	if same {
+		b.image = image
+	}
 	if err == nil {
 		b.state = boxRunning
 		h.stale = h.stale || ctx.Err() != nil
 		h.log.Info("member started", "member", m.ID, "gateway", m.Gateway, "generation", m.Generation, "address", m.Address)
 	} else {
-		b.state, b.exit = boxEnded, "it could not be started: "+err.Error()
+		b.state, b.exit = boxEnded, "it could not be started: "+withHint(err)
 		h.log.Warn("member could not be started", "member", m.ID, "gateway", m.Gateway, "error", err)
 	}
 	h.mu.Unlock()
