@@ -43,6 +43,9 @@ type Member struct {
 	Size          MemberSize  `json:"size,omitzero"`
 	CreatedAt     time.Time   `json:"createdAt"`
 	ReadyAt       time.Time   `json:"readyAt,omitzero"`
+	// Image names the program that it runs, as its host says; "" if that is not known. It is
+	// not stored.
+	Image string `json:"image,omitempty"`
 }
 
 // LeaseState is where a lease is in its life.
@@ -92,6 +95,9 @@ type Host struct {
 	LastSeen    time.Time `json:"lastSeen,omitzero"`
 	Problems    []string  `json:"problems,omitempty"`
 	Load        HostLoad  `json:"load,omitzero"`
+	// Image names the program that new members there run; "" if it is not known. Like Load it
+	// is not stored.
+	Image string `json:"image,omitempty"`
 	// Installation tells apart machines, and run directories on one, that use one name.
 	Installation string `json:"installation,omitempty"`
 	// NATGateways are those of every tenant; each tenant sees its own as their status.

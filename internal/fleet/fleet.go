@@ -12,7 +12,6 @@ package fleet
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -95,6 +94,7 @@ type member struct {
 	retiring       string           // why it goes once it is idle
 	retiredAt      time.Time
 	replaces       string // the member that goes once this one is ready
+	because        string // why it replaces that
 	condemned      string // why it must go, until the store knows
 	connected      bool
 	silent         bool       // a heartbeat is overdue
@@ -228,13 +228,18 @@ func (f *Fleet) discharge(m *member) {
 // holds mu.
 func (f *Fleet) condemn(m *member, reason string) {
 	m.condemned = reason
-	f.lifeOf(m).lost = fmt.Sprintf("%s: %s", m.ID, reason)
+	f.lose(m, reason)
 	f.settle(m, reason)
+	f.hurry()
+	f.broadcast()
+}
+
+// hurry has keep look now.
+func (f *Fleet) hurry() {
 	select {
 	case f.urgent <- struct{}{}:
 	default:
 	}
-	f.broadcast()
 }
 
 // broadcast wakes everyone who waits for a change, and serves queries that wait for one.
@@ -398,6 +403,9 @@ func (f *Fleet) setConnected(id string, generation int64, up bool, reason string
 		reason = "its tunnel is up"
 	}
 	f.settle(m, reason)
+	if m.replaces != "" {
+		f.hurry() // the other one can go
+	}
 	f.broadcast()
 }
 

@@ -128,13 +128,16 @@ type scripted struct {
 	goals    []core.GoalState
 	present  map[string]core.GoalMember
 	injected int
+	image    string                           // of the program that it starts
+	images   map[string]string                // what members were started from
+	broken   string                           // the program that ends at once
 	dhcp     func(core.GoalMember) netip.Addr // leases for members that have no address
 }
 
 func (r *rig) host(name string, configure func(*scripted)) *scripted {
 	r.t.Helper()
 	a, b := net.Pipe()
-	h := &scripted{rig: r, name: name, conn: a, done: make(chan struct{}), present: map[string]core.GoalMember{}}
+	h := &scripted{rig: r, name: name, conn: a, done: make(chan struct{}), present: map[string]core.GoalMember{}, images: map[string]string{}}
 	if configure != nil {
 		configure(h)
 	}
@@ -181,9 +184,9 @@ func (h *scripted) obey(goal core.GoalState) {
 			continue // the report tells what the host has obtained
 		}
 		if _, ok := h.present[m.ID]; !ok {
-			h.present[m.ID] = m
+			h.present[m.ID], h.images[m.ID] = m, h.image
 			h.injected++
-			if !h.noDial && h.exit == "" {
+			if !h.noDial && h.exitOf(m.ID) == "" {
 				h.rig.fleet.TunnelUp(m.ID, m.Generation)
 			}
 		}
@@ -196,14 +199,15 @@ func (h *scripted) obey(goal core.GoalState) {
 	if h.mute {
 		return
 	}
-	report := core.HostReport{Host: h.name, Version: goal.Version, Complete: true, Load: h.load}
+	report := core.HostReport{Host: h.name, Version: goal.Version, Complete: true, Load: h.load, Image: h.image}
 	if h.stale {
 		report.Version = 0
 		report.Members = nil
 	}
 	for _, m := range h.present {
+		exit := h.exitOf(m.ID)
 		report.Members = append(report.Members, core.ObservedMember{
-			ID: m.ID, Generation: m.Generation, Present: true, Running: h.exit == "", Exit: h.exit,
+			ID: m.ID, Generation: m.Generation, Present: true, Running: exit == "", Exit: exit, Image: h.images[m.ID],
 		})
 	}
 	if h.stale {
@@ -217,14 +221,31 @@ func (h *scripted) obey(goal core.GoalState) {
 	_ = wire.Write(h.conn, hostapi.ToService{Report: &report})
 }
 
+// exitOf says how a member ended, "" if it runs. The caller holds mu.
+func (h *scripted) exitOf(id string) string {
+	if h.broken != "" && h.images[id] == h.broken {
+		return "exit status 1"
+	}
+	return h.exit
+}
+
+// install gives the host another program, and says so.
+func (h *scripted) install(image string) {
+	h.mu.Lock()
+	h.image = image
+	last := h.goals[len(h.goals)-1]
+	h.mu.Unlock()
+	h.obey(last)
+}
+
 func (r *rig) eventually(what string, cond func() bool) {
 	r.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
 		if cond() {
 			return
 		}
 	}
-	r.t.Fatalf("not within 10 s: %s", what)
+	r.t.Fatalf("not within 30 s: %s", what)
 }
 
 func within(t *testing.T, d time.Duration) context.Context {

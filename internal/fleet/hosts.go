@@ -320,6 +320,7 @@ func (f *Fleet) report(ctx context.Context, s *session, r core.HostReport) {
 	f.mu.Lock()
 	s.told(r.Version, r.Problems)
 	s.info.NATGateways, s.info.Load = r.NATGateways, r.Load
+	f.takeImage(s, r.Image)
 	present := map[string]bool{}
 	hashes := map[*member]string{}
 	for _, o := range r.Members {
@@ -360,9 +361,25 @@ func (f *Fleet) report(ctx context.Context, s *session, r core.HostReport) {
 	f.adoptAll(ctx) // last: an address that a member has just lost may be one that another has obtained
 }
 
+// takeImage notes which program a host starts. With another one, what came to nothing is tried
+// again at once. The caller holds mu.
+func (f *Fleet) takeImage(s *session, image string) {
+	if s.info.Image == image {
+		return
+	}
+	s.info.Image = image
+	if image == "" {
+		return // the host can't tell now
+	}
+	for _, l := range f.lives {
+		l.attempts, l.stuck = 0, ""
+	}
+	f.hurry()
+}
+
 // observe takes in what a host says of one member. The caller holds mu.
 func (f *Fleet) observe(m *member, o core.ObservedMember) {
-	m.hostPhases = o.Phases
+	m.hostPhases, m.Image = o.Phases, o.Image
 	switch {
 	case o.Exit != "" && !o.Running && m.State != core.MemberLeaving && m.condemned == "":
 		f.condemn(m, o.Exit)

@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -32,7 +33,7 @@ type Life struct {
 	State  core.GatewayState
 	Since  time.Time // zero: it has never been anything else
 	Reason string
-	// Problem is why it has fewer members than it should, or "".
+	// Problem is why it has fewer members than it should, or others, or "".
 	Problem string
 }
 
@@ -228,7 +229,7 @@ func (f *Fleet) Life(gatewayUID string) Life {
 	if l == nil {
 		return Life{State: core.GatewayPaused}
 	}
-	return Life{State: l.state, Since: l.since, Reason: l.reason, Problem: l.problem}
+	return Life{State: l.state, Since: l.since, Reason: l.reason, Problem: cmp.Or(l.problem, l.stuck)}
 }
 
 // History returns the newest changes of state of a tenant's gateways or members, each
@@ -239,7 +240,7 @@ func (f *Fleet) History(ctx context.Context, filter store.TransitionFilter) (map
 	defer f.saving.Unlock()
 	f.mu.Lock()
 	for _, t := range slices.Backward(f.unsaved) {
-		if (filter.Tenant == "" || t.Tenant == filter.Tenant) && t.Of == filter.Of && (filter.UID == "" || t.UID == filter.UID) {
+		if (filter.Tenant == "" || t.Tenant == filter.Tenant) && t.Of == filter.Of && (filter.UID == "" || t.UID == filter.UID) && (filter.GatewayUID == "" || t.GatewayUID == filter.GatewayUID) {
 			out[t.UID] = append(out[t.UID], t)
 		}
 	}

@@ -117,7 +117,7 @@ func TestARestartOfTheServiceIsInTheHistory(t *testing.T) {
 func (h *scripted) say(m core.Member, exit string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	_ = wire.Write(h.conn, hostapi.ToService{Report: &core.HostReport{Host: h.name, Complete: true, Members: []core.ObservedMember{
-		{ID: m.ID, Generation: m.Generation, Present: true, Exit: exit},
+	_ = wire.Write(h.conn, hostapi.ToService{Report: &core.HostReport{Host: h.name, Image: h.image, Complete: true, Members: []core.ObservedMember{
+		{ID: m.ID, Generation: m.Generation, Present: true, Exit: exit, Image: h.images[m.ID]},
 	}}})
 }

@@ -269,7 +269,7 @@ func (f *Fleet) overdue() map[*member]string {
 				reason += " (" + m.Reason + ")"
 			}
 			out[m] = reason
-			f.lifeOf(m).lost = fmt.Sprintf("%s: %s", m.ID, reason)
+			f.lose(m, reason)
 		}
 	}
 	return out

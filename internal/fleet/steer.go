@@ -32,7 +32,8 @@ type steering struct {
 	wakeDue  string // why it is to wake; "" if it isn't
 	pauseDue string // why it is to pause as soon as it is idle
 	lost     string // why the member that was lost last is gone
-	problem  string // why it has fewer members than it should
+	problem  string // why a member could not be placed
+	stuck    string // why a member did not come up that others run without
 	lastUsed time.Time
 	lowSince time.Time
 	attempts int // to add members, one soon after the other
@@ -49,7 +50,7 @@ func (l *life) woken(now time.Time) {
 // woken. The caller holds mu.
 func (l *life) paused(hold bool) {
 	l.awake, l.held, l.failed = false, hold, false
-	l.wakeDue, l.pauseDue, l.lost, l.problem = "", "", "", ""
+	l.wakeDue, l.pauseDue, l.lost, l.problem, l.stuck = "", "", "", "", ""
 }
 
 // tried counts an attempt to add members. The caller holds mu.
@@ -142,6 +143,9 @@ func (f *Fleet) steerOne(l *life) {
 	}
 	d := scaling.Decide(state)
 	l.lowSince = d.LowSince
+	if d.Add == 0 && !d.Replace && state.Starting == 0 && !now.Before(state.NotBefore) {
+		l.stuck = "" // whatever it was, nothing is missing now
+	}
 	var add int
 	switch {
 	case d.Pause:
@@ -208,6 +212,9 @@ func (f *Fleet) outdated(m *member, spec *core.Gateway) string {
 	if m.Size != spec.Size {
 		return fmt.Sprintf("the gateway's size is now %g CPUs and %d MiB", spec.Size.CPUs, spec.Size.MemoryMiB)
 	}
+	if s := f.hosts[m.Host]; s != nil && s.info.Image != "" && m.Image != "" && s.info.Image != m.Image {
+		return fmt.Sprintf("host %s now has program %s, not %s", m.Host, s.info.Image, m.Image)
+	}
 	return ""
 }
 
@@ -252,11 +259,28 @@ func (f *Fleet) endReplacements(l *life) {
 			continue
 		}
 		old := f.live[m.replaces]
-		m.replaces = ""
+		m.replaces, l.stuck = "", ""
+		l.attempts = max(l.attempts-1, 0) // that one came to something: the next need not wait
 		if old != nil && !old.leaves() && !old.draining {
-			f.retire(old, fmt.Sprintf("replaced by %s: %s", m.ID, f.outdated(old, l.spec)))
+			f.retire(old, fmt.Sprintf("replaced by %s: %s", m.ID, m.because))
 		}
 	}
+}
+
+// lose notes that a member is lost, and if it never came up, what others run without meanwhile.
+// The caller holds mu.
+func (f *Fleet) lose(m *member, reason string) {
+	l := f.lifeOf(m)
+	l.lost = fmt.Sprintf("%s: %s", m.ID, reason)
+	if !m.ReadyAt.IsZero() || f.facts(l).Ready == 0 {
+		return
+	}
+	what := "another member is to come"
+	if m.replaces != "" {
+		what = "members are to be replaced (" + m.because + ")"
+	}
+	l.stuck = fmt.Sprintf("%s, but %s did not come up: %s; those that run stay. See the log of host %s for what it wrote: "+
+		"another is tried after %s, or at once when that host has another program", what, m.ID, reason, m.Host, scaling.Backoff(l.attempts))
 }
 
 // add places members that are not waited for; the first may take the place of another.
@@ -275,7 +299,7 @@ func (f *Fleet) add(l *life, n int, replaced *member, reason string) {
 		}
 		l.problem = ""
 		if replaced != nil {
-			m.replaces, replaced = replaced.ID, nil
+			m.replaces, m.because, replaced = replaced.ID, reason, nil
 		}
 		f.log.Info("gateway grows", "gateway", l.ref.Name, "member", m.ID, "reason", reason)
 		f.mu.Unlock()

@@ -1,8 +1,10 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/sluice-gateway/sluice/internal/core"
@@ -34,11 +36,20 @@ type GatewayStatus struct {
 	State   core.GatewayState `json:"state"`
 	Since   time.Time         `json:"since,omitzero"` // zero: it has never been anything else
 	Reason  string            `json:"reason,omitempty"`
-	Problem string            `json:"problem,omitempty"` // why it has fewer members than it should
+	Problem string            `json:"problem,omitempty"` // why it has fewer members than it should, or others
 	Members []MemberStatus    `json:"members,omitempty"`
 	History []core.Transition `json:"history,omitempty"` // the newest first, the last 20
+	// MemberHistory is the same of its members, those that are gone included. Only a gateway
+	// that is shown by itself has it.
+	MemberHistory []MemberChange `json:"memberHistory,omitempty"`
 	// Classes say what waits, what runs and what could, by query class.
 	Classes map[core.QueryClass]fleet.Demand `json:"classes,omitempty"`
+}
+
+// MemberChange is a change of state of one of a gateway's members.
+type MemberChange struct {
+	Member string `json:"member"`
+	core.Transition
 }
 
 // MemberHistory is the status of a member that is shown by itself.
@@ -53,6 +64,7 @@ type MemberStatus struct {
 	Address  string           `json:"address"`
 	Host     string           `json:"host"`
 	InFlight int              `json:"inFlight"`
+	Image    string           `json:"image,omitempty"` // of the program that it runs
 	Reason   string           `json:"reason,omitempty"`
 }
 
@@ -151,10 +163,42 @@ func (s *Service) Get(ctx context.Context, kind, name string) (View, error) {
 	}
 	for _, v := range all {
 		if v.Name == name {
-			return v, nil
+			return s.withMemberHistory(ctx, v)
 		}
 	}
 	return View{}, errs.New(errs.NotFound, "%s/%s does not exist", kind, name).On(kind+"/"+name, "")
+}
+
+// withMemberHistory adds to a gateway's view what became of its members.
+func (s *Service) withMemberHistory(ctx context.Context, v View) (View, error) {
+	status, ok := v.Status.(GatewayStatus)
+	if !ok {
+		return v, nil
+	}
+	p, err := core.PrincipalFrom(ctx)
+	if err != nil {
+		return View{}, unauthenticated(err)
+	}
+	lives, err := s.opts.Fleet.History(ctx, store.TransitionFilter{Tenant: p.Tenant, Of: core.TransitionOfMember, GatewayUID: status.UID})
+	status.MemberHistory = newestChanges(lives)
+	v.Status = status
+	return v, err
+}
+
+// mostChanges is how many changes of members a gateway shows.
+const mostChanges = 20
+
+// newestChanges merges histories, each of which has its newest first.
+func newestChanges(lives map[string][]core.Transition) (out []MemberChange) {
+	for id, changes := range lives {
+		for _, c := range changes {
+			out = append(out, MemberChange{id, c})
+		}
+	}
+	slices.SortStableFunc(out, func(a, b MemberChange) int {
+		return cmp.Or(b.At.Compare(a.At), cmp.Compare(a.Member, b.Member))
+	})
+	return out[:min(len(out), mostChanges)]
 }
 
 func (s *Service) leaseRecord(ctx context.Context, name string) (View, error) {
@@ -185,7 +229,7 @@ func (s *Service) hosts(ctx context.Context) ([]core.Host, error) {
 		now, ok := connected[h.Name]
 		out[i].Connected = ok
 		if ok {
-			out[i].LastSeen, out[i].SeenVersion, out[i].Problems, out[i].Load = now.LastSeen, now.SeenVersion, now.Problems, now.Load
+			out[i].LastSeen, out[i].SeenVersion, out[i].Problems, out[i].Load, out[i].Image = now.LastSeen, now.SeenVersion, now.Problems, now.Load, now.Image
 		}
 	}
 	return out, err
@@ -213,7 +257,7 @@ func (s *Service) gatewayStatus(r core.Stored, base ResourceStatus, history []co
 			continue
 		}
 		out.Members = append(out.Members, MemberStatus{
-			ID: m.ID, State: m.State, Address: addressText(m.Address), Host: m.Host, InFlight: inflight[m.ID], Reason: m.Reason,
+			ID: m.ID, State: m.State, Address: addressText(m.Address), Host: m.Host, InFlight: inflight[m.ID], Image: m.Image, Reason: m.Reason,
 		})
 	}
 	return out

@@ -129,6 +129,8 @@ type TransitionFilter struct {
 	Tenant core.TenantID
 	Of     string // core.TransitionOfGateway or core.TransitionOfMember
 	UID    string
+	// GatewayUID selects a gateway's own and its members'.
+	GatewayUID string
 	// Last is how many of each object to return. Default 20.
 	Last int
 }

@@ -38,8 +38,8 @@ func (t *tx) ListTransitions(f store.TransitionFilter) ([]core.Transition, error
 	}
 	return list(t, "list changes of state", "SELECT "+transitionColumns+` FROM (
 			SELECT *, row_number() OVER (PARTITION BY of, uid ORDER BY id DESC) AS nth FROM transitions
-			WHERE (?1 = '' OR tenant = ?1) AND (?2 = '' OR of = ?2) AND (?3 = '' OR uid = ?3)
-		) WHERE nth <= ?4 ORDER BY id DESC`, []any{f.Tenant, f.Of, f.UID, last}, scanTransition)
+			WHERE (?1 = '' OR tenant = ?1) AND (?2 = '' OR of = ?2) AND (?3 = '' OR uid = ?3) AND (?5 = '' OR gateway_uid = ?5)
+		) WHERE nth <= ?4 ORDER BY id DESC`, []any{f.Tenant, f.Of, f.UID, last, f.GatewayUID}, scanTransition)
 }
 
 // PurgeTransitions implements store.History.

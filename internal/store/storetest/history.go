@@ -38,6 +38,11 @@ func histories() map[string]func(h *harness) {
 			listed(h, store.TransitionFilter{Of: "Gateway", Last: 1}, c, other)
 			listed(h, store.TransitionFilter{UID: "g1", Last: 2}, c, b)
 			listed(h, store.TransitionFilter{Of: "Member"}, member)
+			stranger := member
+			stranger.UID, stranger.GatewayUID = "m-2", "g2"
+			h.write(appended(stranger))
+			listed(h, store.TransitionFilter{Of: "Member", GatewayUID: "g1"}, member)
+			listed(h, store.TransitionFilter{Of: "Member", GatewayUID: "g2"}, stranger)
 			listed(h, store.TransitionFilter{UID: "nothing"})
 		},
 		"old changes of state go, but the last of a gateway that exists": func(h *harness) {
