@@ -19,7 +19,7 @@ func items[T any](c *corp, kind string) []T {
 }
 
 type (
-	memberItem struct{ ID, Gateway, State, Address, Host, Reason string }
+	memberItem struct{ ID, Gateway, State, Address, Host, Reason, Image string }
 	leaseItem  struct{ Address, VNet, Subnet, Member, State string }
 )
 

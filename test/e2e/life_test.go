@@ -14,8 +14,10 @@ import (
 type lifeItem struct {
 	Status struct {
 		State, Reason string
+		Problem       string
 		Since         time.Time
-		Members       []struct{ ID, State, Reason string }
+		Members       []struct{ ID, State, Reason, Image string }
+		MemberHistory []struct{ Member, To, Event, Reason string }
 		History       []struct {
 			At                      time.Time
 			From, To, Event, Reason string
@@ -94,50 +96,60 @@ func TestAMemberThatHangsIsReplaced(t *testing.T) {
 	}
 }
 
+func (c *corp) readyMembers() (out []memberItem) {
+	c.t.Helper()
+	for _, m := range items[memberItem](c, "members") {
+		if m.State == "ready" {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// load has clients query one after the other until stop, which says how many queries there
+// were. None may fail.
+func (c *corp) load(clients int) (stop func() int64) {
+	var over atomic.Bool
+	var ran atomic.Int64
+	var running sync.WaitGroup
+	for range clients {
+		running.Go(func() {
+			for !over.Load() {
+				if r := c.query("select 7 as v from pg_sleep(0.2)"); r.Exit != 0 || r.Out != "v\r\n7\r\n" {
+					c.t.Errorf("a query failed: exit %d, %q\n%s", r.Exit, r.Out, r.Err)
+				}
+				ran.Add(1)
+			}
+		})
+	}
+	return func() int64 {
+		over.Store(true)
+		running.Wait()
+		return ran.Load()
+	}
+}
+
 // TestRollingReplacement changes the size of a gateway of two members under load.
 func TestRollingReplacement(t *testing.T) {
 	t.Parallel()
 	c := newCorp(t)
 	c.rewrite("gateway.yaml", "members: {min: 0, max: 2}", "members: {min: 2, max: 2}\nsize: {cpus: 1, memoryMiB: 512}")
 	c.applyExample()
-	readyOf := func() (out []string) {
-		for _, m := range items[memberItem](c, "members") {
-			if m.State == "ready" {
-				out = append(out, m.ID)
-			}
-		}
-		return out
-	}
-	eventually(t, 60*time.Second, "two members without any query", func() bool { return len(readyOf()) == 2 })
-	old := readyOf()
-
-	var stop atomic.Bool
-	var ran atomic.Int64
-	var clients sync.WaitGroup
-	for range 3 {
-		clients.Go(func() {
-			for !stop.Load() {
-				if r := c.query("select 7 as v from pg_sleep(0.2)"); r.Exit != 0 || r.Out != "v\r\n7\r\n" {
-					t.Errorf("a query failed: exit %d, %q\n%s", r.Exit, r.Out, r.Err)
-				}
-				ran.Add(1)
-			}
-		})
-	}
+	eventually(t, 60*time.Second, "two members without any query", func() bool { return len(c.readyMembers()) == 2 })
+	old := c.readyMembers()
+	stop := c.load(3)
 	c.rewrite("gateway.yaml", "memoryMiB: 512", "memoryMiB: 640")
 	c.applyExample()
 	eventually(t, 120*time.Second, "both are replaced", func() bool {
 		list := items[memberItem](c, "members")
 		for _, m := range list {
-			if m.State != "ready" || m.ID == old[0] || m.ID == old[1] {
+			if m.State != "ready" || m.ID == old[0].ID || m.ID == old[1].ID {
 				return false
 			}
 		}
 		return len(list) == 2
 	})
-	stop.Store(true)
-	clients.Wait()
-	t.Logf("%d queries ran meanwhile", ran.Load())
+	t.Logf("%d queries ran meanwhile", stop())
 	if h := c.life().Status.History; len(h) == 0 || h[0].To != "Running" || h[0].From != "Waking" {
 		t.Errorf("the gateway did not stay Running: %+v", h)
 	}

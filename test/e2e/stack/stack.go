@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -58,6 +59,19 @@ type procs struct {
 	mu    sync.Mutex
 	named map[string]*Proc
 	token string
+	runs  []string // run directories of further hosts
+}
+
+func (p *procs) addRun(dir string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.runs = append(p.runs, dir)
+}
+
+func (p *procs) moreRuns() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.runs)
 }
 
 func (p *procs) get(name string) *Proc {
@@ -224,8 +238,11 @@ func (s *Stack) end() {
 	for name := range s.procs.all() {
 		s.Stop(name, syscall.SIGTERM)
 	}
-	if out, err := s.Command("host", "cleanup", "--run-dir", s.Run).CombinedOutput(); err != nil {
-		s.t.Errorf("host cleanup: %v\n%s", err, out)
+	for _, run := range append(s.procs.moreRuns(), s.Run) {
+		if out, err := s.Command("host", "cleanup", "--run-dir", run).CombinedOutput(); err != nil {
+			s.t.Errorf("host cleanup of %s: %v\n%s", run, err, out)
+		}
+		defer os.RemoveAll(run)
 	}
 	if left := s.Leftovers(); len(left) > 0 {
 		s.t.Errorf("left on the machine:\n%s", strings.Join(left, "\n"))
@@ -236,7 +253,6 @@ func (s *Stack) end() {
 		}
 	}
 	os.RemoveAll(s.Dir)
-	os.RemoveAll(s.Run)
 }
 
 func tail(s string, n int) string {
@@ -265,8 +281,20 @@ func (s *Stack) Service(extra ...string) *Proc {
 // Host starts the host alone, against this installation's service.
 func (s *Stack) Host(extra ...string) *Proc {
 	s.t.Helper()
-	args := append([]string{"host", "--service", s.Hosts, "--ca", s.Data + "/ca.pem", "--token-file", s.Data + "/host.token"}, s.hostArgs()...)
-	return s.Start("host", append(args, extra...)...)
+	return s.Start("host", append(append(s.joinArgs(), s.hostArgs()...), extra...)...)
+}
+
+// AnotherHost starts one more host on this machine, with a run directory of its own, which is
+// as far apart from the first as two hosts on one machine can be.
+func (s *Stack) AnotherHost(name string, extra ...string) *Proc {
+	s.t.Helper()
+	run := s.Run + "-" + name
+	s.procs.addRun(run)
+	return s.Start(name, append(append(s.joinArgs(), "--name", name, "--run-dir", run), extra...)...)
+}
+
+func (s *Stack) joinArgs() []string {
+	return []string{"host", "--service", s.Hosts, "--ca", s.Data + "/ca.pem", "--token-file", s.Data + "/host.token"}
 }
 
 func (s *Stack) serviceArgs() []string {
@@ -427,9 +455,15 @@ func (s *Stack) Apply(yaml string) {
 
 // Leftovers lists what exists on the machine because of this installation, found
 // without its own help: namespaces, interfaces, tables, containers, cgroups, processes.
-func (s *Stack) Leftovers() []string {
-	instance := s.Instance()
-	var out []string
+func (s *Stack) Leftovers() (out []string) {
+	for _, run := range append(s.procs.moreRuns(), s.Run) {
+		out = append(out, leftovers(run)...)
+	}
+	return out
+}
+
+func leftovers(run string) (out []string) {
+	instance := Instance(run)
 	grep := func(what string, text string) {
 		for line := range strings.Lines(text) {
 			if strings.Contains(line, instance) && !strings.HasSuffix(line, " (deleted)\n") { // of a zombie: nothing runs
@@ -443,22 +477,24 @@ func (s *Stack) Leftovers() []string {
 	grep("mount", command("cat", "/proc/mounts"))
 	grep("cgroup", command("sh", "-c", "find /sys/fs/cgroup -maxdepth 3 -type d -name '*sluice*'"))
 	grep("process", processes())
-	for _, pid := range s.Splicers() {
+	for _, pid := range splicers(run) {
 		out = append(out, fmt.Sprintf("process: %d, which joins connections", pid))
 	}
-	if _, err := os.Stat(s.Run); err == nil {
-		if entries, _ := os.ReadDir(s.Run); len(entries) > 0 {
-			out = append(out, "run directory: "+s.Run)
+	if _, err := os.Stat(run); err == nil {
+		if entries, _ := os.ReadDir(run); len(entries) > 0 {
+			out = append(out, "run directory: "+run)
 		}
 	}
 	return out
 }
 
 // Splicers are the processes that join the installation's connections.
-func (s *Stack) Splicers() (pids []int) {
+func (s *Stack) Splicers() []int { return splicers(s.Run) }
+
+func splicers(run string) (pids []int) {
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, path := range lines {
-		if line, _ := os.ReadFile(path); strings.Contains(string(line), s.Run+"/splice/") {
+		if line, _ := os.ReadFile(path); strings.Contains(string(line), run+"/splice/") {
 			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
 			pids = append(pids, pid)
 		}
