@@ -92,7 +92,8 @@ func (h *Host) addBlank(ctx context.Context) {
 	delete(h.pool.own, name)
 	h.pool.calm = time.Now().Add(h.pool.retry)
 	if ctx.Err() == nil {
-		h.pool.problem = "no member can be started in advance: " + withHint(err)
+		// Without the blank's name: it is the same problem the next time.
+		h.pool.problem = "no member can be started in advance: " + strings.ReplaceAll(withHint(err), "sandbox "+name, "a sandbox")
 		h.log.Warn("no member could be started in advance, will try again", "error", err, "wait", h.pool.retry)
 	}
 }
