@@ -33,13 +33,17 @@ func asking(g core.GoalVNet, i int) hostnet.Port {
 // leased, as its file has it.
 func dnsmasq(l *lab, lan, from, to string, more ...string) func() string {
 	l.t.Helper()
+	return runDnsmasq(l, lan, append([]string{"--interface=lan0", "--bind-interfaces", fmt.Sprintf("--dhcp-range=%s,%s,255.255.255.0,2m", from, to)}, more...)...)
+}
+
+func runDnsmasq(l *lab, ns string, as ...string) func() string {
+	l.t.Helper()
 	if _, err := exec.LookPath("dnsmasq"); err != nil {
 		l.t.Skip("needs dnsmasq: apt-get install dnsmasq-base")
 	}
 	leases := filepath.Join(l.t.TempDir(), "leases")
-	cmd := exec.Command("ip", append([]string{"netns", "exec", filepath.Base(lan), "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0",
-		"--user=root", "--interface=lan0", "--bind-interfaces", "--no-ping", "--dhcp-authoritative", "--log-facility=-", "--log-dhcp",
-		"--dhcp-leasefile=" + leases, "--pid-file=", fmt.Sprintf("--dhcp-range=%s,%s,255.255.255.0,2m", from, to)}, more...)...)
+	cmd := exec.Command("ip", append([]string{"netns", "exec", filepath.Base(ns), "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0",
+		"--user=root", "--no-ping", "--dhcp-authoritative", "--log-facility=-", "--log-dhcp", "--dhcp-leasefile=" + leases, "--pid-file="}, as...)...)
 	var log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &log, &log
 	if err := cmd.Start(); err != nil {
@@ -181,9 +185,14 @@ type scriptedDHCP struct {
 func serveDHCP(l *lab, lan string, s *scriptedDHCP) {
 	l.t.Helper()
 	s.given = map[string]netip.Addr{}
+	handleDHCP(l, lan, "lan0", s.handle)
+}
+
+func handleDHCP(l *lab, ns, dev string, handle server4.Handler) {
+	l.t.Helper()
 	var server *server4.Server
-	in(l.t, lan, func() (err error) {
-		server, err = server4.NewServer("lan0", &net.UDPAddr{IP: net.IPv4zero, Port: 67}, s.handle)
+	in(l.t, ns, func() (err error) {
+		server, err = server4.NewServer(dev, &net.UDPAddr{IP: net.IPv4zero, Port: 67}, handle)
 		return err
 	})
 	done := make(chan struct{})

@@ -129,37 +129,6 @@ func TestUplinkByDHCPChangesItsMode(t *testing.T) {
 	wantReleased(t, leases, "192.168.10.")
 }
 
-// TestUplinkByDHCPWithASquatter: dnsmasq gives an address that a machine of the network uses
-// without having asked; it is declined, and the member has another.
-func TestUplinkByDHCPWithASquatter(t *testing.T) {
-	t.Parallel()
-	l := newLab(t)
-	lan := newLAN(l)
-	hostBridge(l)
-	squatter := l.space("sq")
-	l.ip(l.host, "link", "add", "sq0", "type", "veth", "peer", "name", "sq0", "netns", filepath.Base(squatter))
-	l.ip(l.host, "link", "set", "sq0", "up", "master", "hbr0")
-	l.ip(squatter, "link", "set", "sq0", "up")
-	const taken = "192.168.10.150"
-	l.ip(squatter, "addr", "add", taken+"/24", "dev", "sq0")
-	serveIn(t, squatter, "0.0.0.0:80", "squatter")
-	g := plant("u1", onLAN(byDHCP))
-	ask := asking(g, 1)
-	leases := dnsmasq(l, lan, "192.168.10.140", "192.168.10.180", "--dhcp-host=id:00:"+strings.ReplaceAll(fmt.Sprintf("% x", memberClient(ask.Key())), " ", ":")+","+taken)
-	n := l.up()
-	begun := time.Now()
-	_, m, at := l.running(n, g)
-	took := time.Since(begun)
-	if m.Address.String() == taken || !strings.Contains(leases(), " "+m.Address.String()+" ") || strings.Contains(leases(), " "+taken+" ") {
-		t.Errorf("the member has %s; the server has leased\n%s", m.Address, leases())
-	}
-	if took > 15*time.Second {
-		t.Errorf("it took %s", took)
-	}
-	wantGreeting(t, at, lanServer+":80", "lan "+m.Address.String())
-	wantGreeting(t, lan, taken+":80", "squatter "+lanServer)
-}
-
 // TestUplinkAnnounces: who knows another machine for an address learns at once that it is
 // here now.
 func TestUplinkAnnounces(t *testing.T) {
@@ -197,22 +166,6 @@ func TestUplinkRecordsOfManyAtOnce(t *testing.T) {
 	work.Wait()
 	if list, err := n.uplinkRecords().load(); err != nil || len(list) != many {
 		t.Errorf("%d records, %v; want %d", len(list), err, many)
-	}
-}
-
-// TestUplinkByDHCPInsists: dnsmasq would give the uplink itself what can't be used, again and
-// again, unless it is asked for another.
-func TestUplinkByDHCPInsists(t *testing.T) {
-	t.Parallel()
-	l := newLab(t)
-	lan := newLAN(l)
-	hostBridge(l)
-	g := plant("u1", onLAN(byDHCP))
-	leases := dnsmasq(l, lan, "192.168.10.130", "192.168.10.180", "--dhcp-sequential-ip") // begins with a resolver's
-	n := l.up()
-	l.running(n, g)
-	if own := n.vnets["u1"].uplinks["plant"].own; strings.Contains(leases(), " 192.168.10.130 ") || !strings.Contains(leases(), " "+own.String()+" ") {
-		t.Errorf("the uplink has %s; the server has leased\n%s", own, leases())
 	}
 }
 
