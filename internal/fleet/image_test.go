@@ -24,6 +24,11 @@ func TestAnotherProgramIsRolledOut(t *testing.T) {
 	if why := r.reasonOf(core.TransitionOfMember, "draining -dismissed-> leaving"); !strings.HasSuffix(why, ": host h now has program b, not a") {
 		t.Errorf("an old one left because of %q", why)
 	}
+	r.fleet.mu.Lock()
+	if n := r.fleet.lives[corpBI.UID].attempts; n != 0 {
+		t.Errorf("%d attempts count as failed: the next replacement would wait", n)
+	}
+	r.fleet.mu.Unlock()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, g := range h.goals {

