@@ -33,7 +33,7 @@ const (
 type KeeperOptions struct {
 	Role  string      // Required: memberapi.RoleMember or RoleHost
 	Name  string      // Required: the member's ID or the host's name
-	Token core.Secret // Required for Join: the one-time token
+	Token core.Secret // Required for Join: the token, a one-time token for members
 	CAPEM []byte      // Required: the service's CA, which its certificate is verified with
 	// Dial makes a plain connection to the service's hosts address. Required.
 	Dial        func(ctx context.Context) (net.Conn, error)
@@ -130,7 +130,8 @@ func (k *Keeper) NotAfter() time.Time {
 // it, or its last certificate ended before a renewal succeeded.
 func (k *Keeper) Expired() <-chan struct{} { return k.expired }
 
-// Join gets the first certificate with the one-time token. It tries again while the
+// Join gets a certificate with the token, which is good for one time to members: the first,
+// or another one in the place of one that the service refuses. It tries again while the
 // service can't be reached or does not know the token yet, since the host tells the
 // service about the token at the same time as it starts the member.
 func (k *Keeper) Join(ctx context.Context) error {

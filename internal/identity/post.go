@@ -58,7 +58,11 @@ func transportError(ctx context.Context, err error) error {
 
 // exchange runs TLS and one request over raw and returns the body of a 200 answer.
 func (k *Keeper) exchange(ctx context.Context, raw net.Conn, path string, body []byte) ([]byte, error) {
-	conn := tls.Client(raw, k.TLSConfig(memberapi.ProtoHTTP))
+	cfg := k.TLSConfig(memberapi.ProtoHTTP)
+	if path == memberapi.PathJoin { // the token says who it is; a certificate may have been refused
+		cfg.Certificates, cfg.ClientSessionCache = nil, nil
+	}
+	conn := tls.Client(raw, cfg)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return nil, fmt.Errorf("TLS: %w", err)
 	}
