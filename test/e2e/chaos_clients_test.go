@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"context"
+	"crypto/md5"
 	"encoding/csv"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -162,7 +164,7 @@ func (l *chaos) askAndCheck(ctx context.Context, rng *rand.Rand, sum *tally) {
 
 // series asks for rows of numbers and reports what is wrong with a result that came whole.
 func (l *chaos) series(ctx context.Context, rows, salt int) (wrong, err error) {
-	sql := fmt.Sprintf("select g, g * 31 + %d, md5((g + %d)::text) from generate_series(1, %d) g -- of %s", salt, salt, rows, l.Instance())
+	sql := fmt.Sprintf("select g, g * 31 + %d as h, md5((g + %d)::text) as m from generate_series(1, %d) g -- of %s", salt, salt, rows, l.Instance())
 	res, err := l.api.Query(ctx, client.Query{Source: source, SQL: sql}, client.MediaCSV)
 	if err != nil {
 		return nil, err
@@ -184,12 +186,18 @@ func (l *chaos) series(ctx context.Context, rows, salt int) (wrong, err error) {
 			first = slices.Clone(record)
 			continue
 		}
-		if bad == nil && (len(record) != 3 || record[0] != strconv.Itoa(n) || record[1] != strconv.Itoa(n*31+salt) || len(record[2]) != 32) {
+		if bad == nil && !slices.Equal(record, rowOf(n, salt)) {
 			bad = slices.Clone(record)
 		}
 	}
-	if n != rows || bad != nil || len(first) != 3 {
+	if n != rows || bad != nil || !slices.Equal(first, []string{"g", "h", "m"}) {
 		return fmt.Errorf("%d rows of %d under %v; the first wrong one is %v", n, rows, first, bad), nil
 	}
 	return nil, nil
+}
+
+// rowOf is the row that series has asked for.
+func rowOf(n, salt int) []string {
+	sum := md5.Sum(strconv.AppendInt(nil, int64(n+salt), 10))
+	return []string{strconv.Itoa(n), strconv.Itoa(n*31 + salt), hex.EncodeToString(sum[:])}
 }

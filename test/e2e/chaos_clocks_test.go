@@ -79,6 +79,24 @@ func TestClocksThatDifferByMinutesAreHarmless(t *testing.T) {
 	}
 }
 
+// TestServiceThatStartsDaysAhead starts the service with a clock by which every certificate has
+// ended, and then with the true one: members and host come back by themselves, each time.
+func TestServiceThatStartsDaysAhead(t *testing.T) {
+	t.Parallel()
+	c := newClocks(t)
+	c.value("select 1")
+	for _, offset := range []time.Duration{40 * 24 * time.Hour, 0} {
+		c.service.Set(offset)
+		c.kill("service")
+		c.startService()
+		c.Ready()
+		begun := time.Now()
+		worksAgain(t, c.api, 60*time.Second)
+		t.Logf("with the service at %v, recovered after %v", offset, time.Since(begun))
+		checkSettled(t, c.lab)
+	}
+}
+
 // TestChaosClocksMove has 32 clients query while the clocks of service and host jump by
 // hours and by weeks, and while both and the members are killed. Each answer is the right one or a clear
 // error; gateways neither wake nor pause more often than their schedules and queries say; once
@@ -202,7 +220,9 @@ func (c *clocks) state(name string) core.GatewayState {
 	if err != nil {
 		return ""
 	}
-	var out struct{ Status struct{ State core.GatewayState } }
+	var out struct {
+		Status struct{ State core.GatewayState }
+	}
 	if err := json.Unmarshal(raw, &out); err != nil {
 		return ""
 	}
