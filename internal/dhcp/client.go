@@ -26,15 +26,13 @@ type Client struct {
 	Network netip.Prefix
 	// Timeout is the wait for the first answer; each repetition doubles it. Default 1 s.
 	Timeout time.Duration
+	// Patience is for how long a good answer is waited for after one that is none: a
+	// network may have several servers, and one of them may be nobody's. Default 300 ms.
+	Patience time.Duration
 }
 
-const (
-	// tries is how often a message is sent before its exchange fails.
-	tries = 3
-	// patience is for how long a good answer is waited for after one that is none: a
-	// network may have several servers, and one of them may be nobody's.
-	patience = 300 * time.Millisecond
-)
+// tries is how often a message is sent before its exchange fails.
+const tries = 3
 
 // Request obtains an address that fits, the hinted one if a server agrees. Offers that don't
 // fit are left alone.
@@ -162,7 +160,7 @@ func (c *Client) ask(ctx context.Context, n *nclient4.Client, m *dhcpv4.DHCPv4, 
 		err := judge(a)
 		if err != nil && bad == nil && !errors.Is(err, errIgnored) {
 			bad = err
-			time.AfterFunc(patience, cancel)
+			time.AfterFunc(cmp.Or(c.Patience, 300*time.Millisecond), cancel)
 		}
 		return err == nil
 	})

@@ -109,7 +109,7 @@ func fitting(a netip.Addr) error {
 }
 
 func newClient(w *wire) *Client {
-	return &Client{MAC: ownMAC, Open: w.open, Network: lan, Timeout: 100 * time.Millisecond}
+	return &Client{MAC: ownMAC, Open: w.open, Network: lan, Timeout: 300 * time.Millisecond, Patience: time.Second}
 }
 
 // TestRequest: what a network's servers may say to one who asks for an address, and what

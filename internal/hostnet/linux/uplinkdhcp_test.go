@@ -294,7 +294,7 @@ func TestUplinkByDHCPRenews(t *testing.T) {
 	l := newLab(t)
 	lan := newLAN(l)
 	hostBridge(l)
-	s := &scriptedDHCP{life: 6 * time.Second, next: 140}
+	s := &scriptedDHCP{life: 8 * time.Second, next: 140}
 	serveDHCP(l, lan, s)
 	g := plant("u1", onLAN(byDHCP))
 	n := l.up()
@@ -314,7 +314,7 @@ func TestUplinkByDHCPRenews(t *testing.T) {
 		if lost := st.Leased[m.Key()].Lost; lost != "" {
 			t.Fatal(lost)
 		}
-		return time.Since(begun) > 13*time.Second
+		return time.Since(begun) > 17*time.Second
 	})
 	echo(t, c, "after two leases' time")
 	if k := s.count("REQUEST true"); k < 4 {

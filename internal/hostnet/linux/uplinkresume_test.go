@@ -60,7 +60,10 @@ func TestUplinkByDHCPGoesOn(t *testing.T) {
 			l := newLab(t)
 			lan := newLAN(l)
 			hostBridge(l)
-			server := &scriptedDHCP{life: 4 * time.Second, next: 140}
+			server := &scriptedDHCP{life: 6 * time.Second, next: 140}
+			if c.lost == nil {
+				server.life = 10 * time.Second // half of it for a busy machine
+			}
 			serveDHCP(l, lan, server)
 			g := plant("u1", onLAN(byDHCP))
 			n := l.up()
