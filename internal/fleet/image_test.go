@@ -24,11 +24,6 @@ func TestAnotherProgramIsRolledOut(t *testing.T) {
 	if why := r.reasonOf(core.TransitionOfMember, "draining -dismissed-> leaving"); !strings.HasSuffix(why, ": host h now has program b, not a") {
 		t.Errorf("an old one left because of %q", why)
 	}
-	r.fleet.mu.Lock()
-	if n := r.fleet.lives[corpBI.UID].attempts; n != 0 {
-		t.Errorf("%d attempts count as failed: the next replacement would wait", n)
-	}
-	r.fleet.mu.Unlock()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, g := range h.goals {
@@ -105,6 +100,11 @@ func TestAProgramThatDoesNotStart(t *testing.T) {
 		return r.run("c") == 1 && len(r.fleet.Members(tenant)) == 1 && r.fleet.Life(corpBI.UID).Problem == ""
 	})
 	stop()
+	r.fleet.mu.Lock()
+	defer r.fleet.mu.Unlock()
+	if n := r.fleet.lives[corpBI.UID].attempts; n != 0 {
+		t.Errorf("%d attempts count as failed: the next replacement would wait", n)
+	}
 }
 
 // The program that was there before comes back while it is being replaced: what runs it stays.
