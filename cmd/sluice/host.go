@@ -189,10 +189,11 @@ func runHost(ctx context.Context, f hostFlags, l link, log *slog.Logger) error {
 	defer m.splicer.Close()
 	h := host.New(host.Options{
 		Name: f.name, Installation: f.installation(), Network: m.network, Runtime: m.runtime, Splicer: m.splicer, Pool: f.pool, ServiceName: identity.ServiceName, ServiceCA: l.ca,
-		DialService: l.dialTCP, Handover: l.handover, Logger: log,
+		DialService: l.dialTCP, Handover: l.handover, TellTunnels: f.tellTunnels(log), Logger: log,
 		Dial: (&hostDialer{keeper: keeper, dial: l.dial}).connect,
 	})
 	err = h.Run(ctx)
+	_ = os.Remove(filepath.Join(f.runDir, tunnelsFile)) // what nobody keeps up to date any more
 	cancel()
 	return first(err, <-renewed)
 }
@@ -269,7 +270,11 @@ func hostStatusCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			items = append(items, processes...)
+			tunnels, err := f.tunnelItems(time.Now())
+			if err != nil {
+				return err
+			}
+			items = append(append(items, processes...), tunnels...)
 			rows := make([][]string, len(items))
 			for i, it := range items {
 				rows[i] = []string{it.Type, it.Name, it.Why}
@@ -332,7 +337,7 @@ func cleanUp(ctx context.Context, f hostFlags, log *slog.Logger) error {
 	if err := errors.Join(m.runtime.CleanUp(ctx), endSplicers(f, log), m.network.CleanUp(ctx)); err != nil {
 		return fmt.Errorf("clean up: %w", err)
 	}
-	for _, own := range []string{"net", "members", "splice", "lock"} { // never what is not ours
+	for _, own := range []string{"net", "members", "splice", tunnelsFile, tunnelsFile + ".new", "lock"} { // never what is not ours
 		if err := os.RemoveAll(filepath.Join(f.runDir, own)); err != nil {
 			return fmt.Errorf("clean up: %w", err)
 		}

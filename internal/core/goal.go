@@ -95,6 +95,20 @@ type HostReport struct {
 	Load HostLoad `json:"load,omitzero"`
 	// NATGateways tells what those of the goal state did, as last looked at.
 	NATGateways []NATGatewayReport `json:"natGateways,omitempty"`
+	// Tunnels tells what the relay carried for members, as last looked at.
+	Tunnels []TunnelReport `json:"tunnels,omitempty"`
+}
+
+// TunnelReport is what a host's relay carried for one member since the host's process began,
+// or the member came.
+type TunnelReport struct {
+	Member      string `json:"member"`
+	Generation  int64  `json:"generation"`
+	Connections int    `json:"connections"` // open now
+	Accepted    int64  `json:"accepted"`    // connections ever
+	Refused     int64  `json:"refused"`     // over the member's limit, or the service could not be reached
+	ToService   int64  `json:"toService"`   // bytes
+	ToMember    int64  `json:"toMember"`
 }
 
 // ObservedMember is what a host knows of one member.

@@ -102,6 +102,8 @@ type Host struct {
 	Installation string `json:"installation,omitempty"`
 	// NATGateways are those of every tenant; each tenant sees its own as their status.
 	NATGateways []NATGatewayReport `json:"-"`
+	// Tunnels are those of every tenant's members; they show as metrics.
+	Tunnels []TunnelReport `json:"-"`
 }
 
 // HostLoad is how much of a machine is in use, by whatever runs on it.

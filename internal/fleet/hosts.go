@@ -319,7 +319,7 @@ func (f *Fleet) receive(ctx context.Context, s *session) error {
 func (f *Fleet) report(ctx context.Context, s *session, r core.HostReport) {
 	f.mu.Lock()
 	s.told(r.Version, r.Problems)
-	s.info.NATGateways, s.info.Load = r.NATGateways, r.Load
+	s.info.NATGateways, s.info.Tunnels, s.info.Load = r.NATGateways, r.Tunnels, r.Load
 	f.takeImage(s, r.Image)
 	present := map[string]bool{}
 	hashes := map[*member]string{}

@@ -46,10 +46,12 @@ type Options struct {
 	Logger      *slog.Logger // Required
 	// Recheck is how often the machine is compared although nothing happened. Default 30 s.
 	Recheck time.Duration
-	// Meter is how often the NAT gateways are looked at. Default 15 s.
+	// Meter is how often the NAT gateways and the tunnels are looked at. Default 15 s.
 	Meter time.Duration
 	// Look is how often it is looked whether the members' program is another. Default 2 s.
 	Look time.Duration
+	// TellTunnels is called with what the relay carried, each time it was looked at. Default: none.
+	TellTunnels func([]core.TunnelReport)
 	// Pool is how many blank sandboxes wait to become members, if Network and Runtime can
 	// make such. Default none.
 	Pool int
@@ -64,8 +66,8 @@ type Host struct {
 	look chan struct{} // capacity 1: the goal state changed, NAT gateways with it perhaps
 	fill chan struct{} // capacity 1: the pool may lack a blank
 
-	relay   *relay.Relay                        // set by Run
-	tunnels atomic.Pointer[map[netip.Addr]bool] // tunnel addresses of present ports
+	relay   *relay.Relay                                   // set by Run
+	tunnels atomic.Pointer[map[netip.Addr]hostnet.PortKey] // tunnel addresses of present ports, and whose they are
 
 	mu       sync.Mutex
 	goal     *core.GoalState // nil until the service has spoken
@@ -77,6 +79,7 @@ type Host struct {
 	lost     map[hostnet.PortKey]string     // members that have no address any more, and why
 	problems []string
 	nats     []core.NATGatewayReport
+	carried  []core.TunnelReport
 	known    bool // boxes were read from the runtime at least once
 	stale    bool // boxes must be read from the runtime again
 	pool     pool
@@ -149,6 +152,7 @@ func (h *Host) Run(ctx context.Context) error {
 	wg.Go(func() { h.watchExits(ctx) })
 	wg.Go(func() { h.meterNATs(ctx) })
 	wg.Go(func() { h.watchProgram(ctx) })
+	wg.Go(func() { h.meterTunnels(ctx) })
 	wg.Go(func() { h.fillPool(ctx) })
 	wg.Go(func() { h.watchNetwork(ctx) })
 	h.reconcileLoop(ctx)
@@ -165,7 +169,11 @@ func (h *Host) Run(ctx context.Context) error {
 
 func (h *Host) knowsTunnel(a netip.Addr) bool {
 	set := h.tunnels.Load()
-	return set != nil && (*set)[a.Unmap()]
+	if set == nil {
+		return false
+	}
+	_, known := (*set)[a.Unmap()]
+	return known
 }
 
 // poke fills a channel of capacity 1.

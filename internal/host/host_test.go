@@ -35,6 +35,10 @@ type rig struct {
 	look    time.Duration
 	retry   time.Duration
 	version int64
+	service func(context.Context) (*net.TCPConn, error) // nil: there is none
+	told    func([]core.TunnelReport)
+	network *netfake.Network     // of the last start
+	tunnel  func(int) netip.Addr // of a member
 
 	mu     sync.Mutex
 	conn   net.Conn
@@ -43,15 +47,19 @@ type rig struct {
 }
 
 func newRig(t *testing.T) *rig {
-	return &rig{t: t, net: netfake.NewMachine(), boxes: boxfake.NewMachine(nil), look: 10 * time.Millisecond, retry: 20 * time.Millisecond}
+	return &rig{
+		t: t, net: netfake.NewMachine(), boxes: boxfake.NewMachine(nil), look: 10 * time.Millisecond, retry: 20 * time.Millisecond,
+		tunnel: func(i int) netip.Addr { return netip.AddrFrom4([4]byte{169, 254, 1, byte(i)}) },
+	}
 }
 
 // start runs a host process on the rig's machine until stop.
 func (r *rig) start() (stop func()) {
+	r.network = netfake.New(r.net)
 	h := New(Options{
-		Name: "h", Network: netfake.New(r.net), Runtime: boxfake.New(r.boxes), Dial: r.dial,
-		DialService: func(context.Context) (*net.TCPConn, error) { return nil, errors.New("no service in this test") },
-		Splicer:     localSplicer(r.t), ServiceName: "service", ServiceCA: []byte("PEM"), Logger: slog.New(slog.DiscardHandler), Recheck: 50 * time.Millisecond, Look: r.look, Pool: r.pool,
+		Name: "h", Network: r.network, Runtime: boxfake.New(r.boxes), Dial: r.dial,
+		DialService: r.dialService, TellTunnels: r.told, Meter: 20 * time.Millisecond,
+		Splicer: localSplicer(r.t), ServiceName: "service", ServiceCA: []byte("PEM"), Logger: slog.New(slog.DiscardHandler), Recheck: 50 * time.Millisecond, Look: r.look, Pool: r.pool,
 	})
 	h.pool.retry = r.retry
 	ctx, cancel := context.WithCancel(context.Background())
@@ -70,6 +78,13 @@ func (r *rig) start() (stop func()) {
 	})
 	r.t.Cleanup(stop)
 	return stop
+}
+
+func (r *rig) dialService(ctx context.Context) (*net.TCPConn, error) {
+	if r.service == nil {
+		return nil, errors.New("no service in this test")
+	}
+	return r.service(ctx)
 }
 
 // dial gives the host a connection to the played service.
@@ -111,7 +126,7 @@ func (r *rig) want(members ...int) {
 		goal.Members = append(goal.Members, core.GoalMember{
 			ID: fmt.Sprintf("m-%d", i), Generation: int64(i), Gateway: "g", VNetUID: "v1", Subnet: "s",
 			Address:       netip.AddrFrom4([4]byte{10, 0, 0, byte(4 + i)}),
-			TunnelAddress: netip.AddrFrom4([4]byte{169, 254, 1, byte(i)}),
+			TunnelAddress: r.tunnel(i),
 		})
 	}
 	r.mu.Lock()

@@ -115,7 +115,7 @@ func (h *Host) report() core.HostReport {
 	defer h.mu.Unlock()
 	r := core.HostReport{
 		Host: h.opts.Name, Installation: h.opts.Installation, Version: h.acted, Complete: h.known && h.ports != nil,
-		Problems: slices.Clone(h.problems), Image: h.program.image, NATGateways: h.nats, Load: machineLoad(),
+		Problems: slices.Clone(h.problems), Image: h.program.image, NATGateways: h.nats, Tunnels: h.carried, Load: machineLoad(),
 	}
 	for _, problem := range []string{h.program.problem, h.pool.problem} {
 		if problem != "" {

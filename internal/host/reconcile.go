@@ -239,9 +239,9 @@ func (h *Host) takeStatus(goal *core.GoalState, status hostnet.Status, err error
 	}
 	h.problems, h.ports, h.acted = problems, status.Ports, goal.Version
 	h.takeLeases(goal, status.Leased)
-	tunnels := map[netip.Addr]bool{}
+	tunnels := map[netip.Addr]hostnet.PortKey{}
 	for _, m := range goal.Members {
-		tunnels[m.TunnelAddress] = true
+		tunnels[m.TunnelAddress] = hostnet.PortKey{Member: m.ID, Generation: m.Generation}
 	}
 	if old := h.tunnels.Swap(&tunnels); old != nil {
 		h.forgetTunnels(*old, tunnels)
@@ -249,9 +249,9 @@ func (h *Host) takeStatus(goal *core.GoalState, status hostnet.Status, err error
 }
 
 // forgetTunnels resets the connections of members that are gone.
-func (h *Host) forgetTunnels(old, now map[netip.Addr]bool) {
+func (h *Host) forgetTunnels(old, now map[netip.Addr]hostnet.PortKey) {
 	for addr := range old {
-		if now[addr] {
+		if _, stays := now[addr]; stays {
 			continue
 		}
 		if err := h.relay.Forget(addr); err != nil {

@@ -44,7 +44,7 @@ func newMetrics(s *Service) *metrics {
 		}),
 	}
 	m.own = []prometheus.Collector{
-		m.queries, m.seconds, m.phases, m.rows, m.bytes, m.retried, &fleetCollector{s}, &admissionCollector{s}, &natCollector{s.opts.Fleet.Hosts},
+		m.queries, m.seconds, m.phases, m.rows, m.bytes, m.retried, &fleetCollector{s}, &admissionCollector{s}, &natCollector{s.opts.Fleet.Hosts}, &tunnelCollector{s.opts.Fleet.Hosts, s.opts.Fleet.Members},
 	}
 	m.registry.MustRegister(m.own...)
 	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
