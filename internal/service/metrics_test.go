@@ -32,7 +32,7 @@ func exposed(t *testing.T) map[string]string {
 	return out
 }
 
-// TestMetricsAreDocumented holds docs/metrics.md to what there is, and the dashboard to both.
+// TestMetricsAreDocumented holds docs/metrics.md to what there is, and the dashboard and the alerts to both.
 func TestMetricsAreDocumented(t *testing.T) {
 	t.Parallel()
 	doc, err := os.ReadFile("../../docs/metrics.md")
@@ -57,9 +57,13 @@ func TestMetricsAreDocumented(t *testing.T) {
 	if !json.Valid(board) {
 		t.Error("the dashboard is not JSON")
 	}
-	used := regexp.MustCompile(`sluice_[a-z_]+`).FindAllString(string(board), -1)
+	alerts, err := os.ReadFile("../../deploy/prometheus/alerts.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := regexp.MustCompile(`sluice_[a-z_]+`).FindAllString(string(board)+string(alerts), -1)
 	if len(used) < 10 {
-		t.Errorf("the dashboard uses %d metrics", len(used))
+		t.Errorf("the dashboard and the alerts use %d metrics", len(used))
 	}
 	for _, name := range used {
 		base := name
@@ -67,7 +71,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 			base = strings.TrimSuffix(base, suffix)
 		}
 		if _, ok := have[base]; !ok {
-			t.Errorf("the dashboard uses %s, which there is not", name)
+			t.Errorf("the dashboard or the alerts use %s, which there is not", name)
 		}
 	}
 }
