@@ -171,7 +171,7 @@ func (a *app) printRules(rules []client.Rule) error {
 	rows := make([][]string, len(rules))
 	for i, r := range rules {
 		rows[i] = []string{
-			string(r.Direction), r.Level, r.NSG, strconv.Itoa(r.Priority), r.Name, string(r.Access), string(r.Protocol),
+			string(r.Direction), string(r.Level), r.NSG, strconv.Itoa(r.Priority), r.Name, string(r.Access), string(r.Protocol),
 			ended(r.Source, r.SourcePorts), ended(r.Destination, r.DestinationPorts),
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/errs"
 	"github.com/sluice-gateway/sluice/internal/memberapi"
 )
@@ -20,9 +21,9 @@ const (
 )
 
 // probe opens one TCP connection and closes it. What it met is the answer, not an error.
-func (s *Server) probe(ctx context.Context, req memberapi.ProbeRequest) (memberapi.ProbeResponse, error) {
+func (s *Server) probe(ctx context.Context, req memberapi.ProbeRequest) (core.Probe, error) {
 	if req.Host == "" || req.Port == 0 {
-		return memberapi.ProbeResponse{}, errs.New(errs.Invalid, "a probe needs a host and a port")
+		return core.Probe{}, errs.New(errs.Invalid, "a probe needs a host and a port")
 	}
 	limit := time.Duration(req.TimeoutMS) * time.Millisecond
 	if limit <= 0 {
@@ -34,7 +35,7 @@ func (s *Server) probe(ctx context.Context, req memberapi.ProbeRequest) (membera
 
 	start := time.Now()
 	addrs, err := s.opts.Resolve(ctx, req.Host)
-	resp := memberapi.ProbeResponse{Resolve: time.Since(start)}
+	resp := core.Probe{Resolve: time.Since(start)}
 	if err != nil {
 		resp.Error = err.Error()
 		return resp, nil

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/dns"
 
+	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/errs"
 	"github.com/sluice-gateway/sluice/internal/memberapi"
 	"github.com/sluice-gateway/sluice/internal/resolver/upstream"
@@ -170,7 +171,7 @@ func TestProbe(t *testing.T) {
 		{"unknown", memberapi.ProbeRequest{Host: "nobody.corp.internal", Port: 1}, "", false, "nobody.corp.internal does not exist: asked " + server + ": NXDOMAIN"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			var got memberapi.ProbeResponse
+			var got core.Probe
 			if err := json.NewDecoder(post(t, t.Context(), url+memberapi.PathProbe, tt.req).Body).Decode(&got); err != nil {
 				t.Fatal(err)
 			}

@@ -33,7 +33,7 @@ const (
 	PathMetadata = "/metadata" // MetadataRequest → Arrow IPC stream in Flight SQL's schemas
 	PathPrepare  = "/prepare"  // QueryRequest → PrepareResponse
 	PathTest     = "/test"     // SourceRequest → TestResponse
-	PathProbe    = "/probe"    // ProbeRequest → ProbeResponse
+	PathProbe    = "/probe"    // ProbeRequest → core.Probe
 )
 
 // Trailers (and, for an early failure, nothing: the body carries the error).
@@ -173,15 +173,6 @@ type ProbeRequest struct {
 	Host      string `json:"host"` // a name or an address
 	Port      uint16 `json:"port"`
 	TimeoutMS int64  `json:"timeoutMs,omitempty"`
-}
-
-// ProbeResponse tells how the probe went. Address is empty if the name did not resolve.
-type ProbeResponse struct {
-	Address   string        `json:"address,omitempty"`
-	Connected bool          `json:"connected"`
-	Error     string        `json:"error,omitempty"`
-	Resolve   time.Duration `json:"resolveNs"`
-	Connect   time.Duration `json:"connectNs"`
 }
 
 // Boot is what a host hands to a member at injection, as JSON on file descriptor 3:

@@ -32,7 +32,7 @@ func noAppliance(v core.GoalVNet, r core.Route) string {
 }
 
 // applianceRoute leads to an appliance behind an uplink, one of the host of the flow.
-func (q question) applianceRoute(r EffectiveRoute) string {
+func (q question) applianceRoute(r core.EffectiveRoute) string {
 	a, err := netip.ParseAddr(r.Through)
 	if err != nil {
 		return fmt.Sprintf("%s%s: %q is not an address", routeNone, r, r.Through)

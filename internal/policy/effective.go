@@ -7,40 +7,19 @@ import (
 	"github.com/sluice-gateway/sluice/internal/core"
 )
 
-// EffectiveRule is a security rule as it holds for a member of a subnet, or for the
-// subnet's addresses in general.
-type EffectiveRule struct {
-	Level            Level          `json:"level"` // subnet, or NIC: the member's own
-	NSG              string         `json:"nsg"`
-	Name             string         `json:"name"`
-	Priority         int            `json:"priority"`
-	Default          bool           `json:"default,omitempty"` // ends every NSG, declared nowhere
-	Direction        core.Direction `json:"direction"`
-	Access           core.Access    `json:"access"`
-	Protocol         core.Protocol  `json:"protocol"`
-	Source           []string       `json:"source"` // as declared
-	SourcePorts      []string       `json:"sourcePorts"`
-	Destination      []string       `json:"destination"`
-	DestinationPorts []string       `json:"destinationPorts"`
-	// SourcePrefixes and DestinationPrefixes are what the groups and tags among the
-	// declared ones stand for now; Any, Internet and the platform's tags have none.
-	SourcePrefixes      []netip.Prefix `json:"sourcePrefixes,omitempty"`
-	DestinationPrefixes []netip.Prefix `json:"destinationPrefixes,omitempty"`
-}
-
 // EffectiveRules lists the rules that are asked about an address of a subnet, in the order
 // in which they are: outbound the NIC's NSG, then the subnet's; inbound the other way
 // round. It is empty where no NSG applies, which allows everything. A NIC's NSG is known
 // where the virtual network lists the address.
-func EffectiveRules(v core.GoalVNet, subnet core.Subnet, a netip.Addr) []EffectiveRule {
+func EffectiveRules(v core.GoalVNet, subnet core.Subnet, a netip.Addr) []core.EffectiveRule {
 	nic := ""
 	for _, n := range v.NICs {
 		if n.Address == a {
 			nic = n.NSG
 		}
 	}
-	out := []EffectiveRule{}
-	add := func(nsg string, level Level, d core.Direction) {
+	out := []core.EffectiveRule{}
+	add := func(nsg string, level core.RuleLevel, d core.Direction) {
 		i := slices.IndexFunc(v.NSGs, func(g core.NetworkSecurityGroup) bool { return g.Name == nsg })
 		if nsg == "" || i < 0 {
 			return
@@ -49,15 +28,15 @@ func EffectiveRules(v core.GoalVNet, subnet core.Subnet, a netip.Addr) []Effecti
 			out = append(out, effectiveRule(v, nsg, level, r))
 		}
 	}
-	add(nic, LevelNIC, core.Outbound)
-	add(subnet.NSG, LevelSubnet, core.Outbound)
-	add(subnet.NSG, LevelSubnet, core.Inbound)
-	add(nic, LevelNIC, core.Inbound)
+	add(nic, core.LevelNIC, core.Outbound)
+	add(subnet.NSG, core.LevelSubnet, core.Outbound)
+	add(subnet.NSG, core.LevelSubnet, core.Inbound)
+	add(nic, core.LevelNIC, core.Inbound)
 	return out
 }
 
-func effectiveRule(v core.GoalVNet, nsg string, level Level, r core.SecurityRule) EffectiveRule {
-	return EffectiveRule{
+func effectiveRule(v core.GoalVNet, nsg string, level core.RuleLevel, r core.SecurityRule) core.EffectiveRule {
+	return core.EffectiveRule{
 		Level: level, NSG: nsg, Name: r.Name, Priority: r.Priority, Default: r.Priority >= firstDefault,
 		Direction: r.Direction, Access: r.Access, Protocol: r.Protocol,
 		Source: orAll(r.Source, anyAddress), SourcePorts: orAll(r.SourcePorts, anyPort),

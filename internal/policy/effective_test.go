@@ -32,21 +32,21 @@ func TestEffectiveRules(t *testing.T) {
 		NICs:        []core.GoalNIC{{Address: own, Gateway: "corp-bi", NSG: "nic"}},
 	}
 	subnet := core.Subnet{Name: "gateways", Prefix: netip.MustParsePrefix("10.20.0.0/24"), NSG: "gw"}
-	defaults := func(level Level, nsg string, d core.Direction) (out []string) {
+	defaults := func(level core.RuleLevel, nsg string, d core.Direction) (out []string) {
 		for _, r := range DefaultRules(d) {
 			out = append(out, fmt.Sprintf("%s %s/%s %d %s default", d, nsg, r.Name, r.Priority, level))
 		}
 		return out
 	}
-	subnets := append([]string{"Outbound gw/early 200 subnet", "Outbound gw/late 300 subnet"}, defaults(LevelSubnet, "gw", core.Outbound)...)
-	subnets = append(subnets, defaults(LevelSubnet, "gw", core.Inbound)...)
-	nicIn := append([]string{"Inbound nic/in 100 NIC"}, defaults(LevelNIC, "nic", core.Inbound)...)
+	subnets := append([]string{"Outbound gw/early 200 subnet", "Outbound gw/late 300 subnet"}, defaults(core.LevelSubnet, "gw", core.Outbound)...)
+	subnets = append(subnets, defaults(core.LevelSubnet, "gw", core.Inbound)...)
+	nicIn := append([]string{"Inbound nic/in 100 NIC"}, defaults(core.LevelNIC, "nic", core.Inbound)...)
 	for name, c := range map[string]struct {
 		subnet core.Subnet
 		a      netip.Addr
 		want   []string
 	}{
-		"a member with an NSG of its own": {subnet, own, append(append(defaults(LevelNIC, "nic", core.Outbound), subnets...), nicIn...)},
+		"a member with an NSG of its own": {subnet, own, append(append(defaults(core.LevelNIC, "nic", core.Outbound), subnets...), nicIn...)},
 		"a member without":                {subnet, other, subnets},
 		"no NSG at all":                   {core.Subnet{Name: "free"}, other, nil},
 	} {

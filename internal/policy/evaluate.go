@@ -21,17 +21,17 @@ type Evaluator struct {
 	resolvers []netip.Addr
 	nics      map[netip.Addr]core.GoalNIC
 	groups    map[string]*group
-	routes    map[string][]EffectiveRoute // by subnet
-	peers     map[string]*Evaluator       // by name
-	host      string                      // on which the flows begin; "" where that is not known
-	holders   map[netip.Addr]string       // the host of the member that has an address
+	routes    map[string][]core.EffectiveRoute // by subnet
+	peers     map[string]*Evaluator            // by name
+	host      string                           // on which the flows begin; "" where that is not known
+	holders   map[netip.Addr]string            // the host of the member that has an address
 }
 
 // NewEvaluator reads the rules of a virtual network. Resolvers are the addresses on which
 // its resolver answers.
 func NewEvaluator(v core.GoalVNet, resolvers []netip.Addr) *Evaluator {
 	e := &Evaluator{vnet: v, resolvers: resolvers, nics: map[netip.Addr]core.GoalNIC{}, groups: map[string]*group{}}
-	e.routes, e.peers = map[string][]EffectiveRoute{}, map[string]*Evaluator{}
+	e.routes, e.peers = map[string][]core.EffectiveRoute{}, map[string]*Evaluator{}
 	for _, s := range v.Subnets {
 		e.routes[s.Name] = EffectiveRoutes(v, s)
 	}
@@ -123,18 +123,18 @@ func (e *Evaluator) subnetOf(a netip.Addr) (core.Subnet, bool) {
 // outbound asks the source's own NSG, then its subnet's.
 func (q question) outbound(v *Verdict, s core.Subnet) {
 	if n, ok := q.nics[q.flow.Source]; ok {
-		q.decide(v, n.NSG, Decision{Level: LevelNIC, Gateway: n.Gateway, Subnet: s.Name, Direction: core.Outbound})
+		q.decide(v, n.NSG, Decision{Level: core.LevelNIC, Gateway: n.Gateway, Subnet: s.Name, Direction: core.Outbound})
 	}
 	if !denied(*v) {
-		q.decide(v, s.NSG, Decision{Level: LevelSubnet, Subnet: s.Name, Direction: core.Outbound})
+		q.decide(v, s.NSG, Decision{Level: core.LevelSubnet, Subnet: s.Name, Direction: core.Outbound})
 	}
 }
 
 // inbound asks the NSG of the destination's subnet, then the destination's own.
 func (q question) inbound(v *Verdict, s core.Subnet) {
-	q.decide(v, s.NSG, Decision{Level: LevelSubnet, Subnet: s.Name, Direction: core.Inbound})
+	q.decide(v, s.NSG, Decision{Level: core.LevelSubnet, Subnet: s.Name, Direction: core.Inbound})
 	if n, ok := q.nics[q.flow.Destination]; ok && !denied(*v) {
-		q.decide(v, n.NSG, Decision{Level: LevelNIC, Gateway: n.Gateway, Subnet: s.Name, Direction: core.Inbound})
+		q.decide(v, n.NSG, Decision{Level: core.LevelNIC, Gateway: n.Gateway, Subnet: s.Name, Direction: core.Inbound})
 	}
 }
 

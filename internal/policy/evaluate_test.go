@@ -167,13 +167,13 @@ func TestTunnel(t *testing.T) {
 		"named at the subnet": {
 			nil, []core.SecurityRule{rule("all", 100, core.Allow), rule("named", 110, core.Deny, "Internet", TagPlatformTunnel)},
 			Verdict{Route: "tunnel", Decisions: []Decision{
-				{NSG: "gateways", Rule: "named", Priority: 110, Direction: core.Outbound, Level: LevelSubnet, Subnet: "gateways", Access: core.Deny},
+				{NSG: "gateways", Rule: "named", Priority: 110, Direction: core.Outbound, Level: core.LevelSubnet, Subnet: "gateways", Access: core.Deny},
 			}},
 		},
 		"named at the NIC": {
 			[]core.SecurityRule{rule("named", 110, core.Deny, TagPlatformTunnel)}, []core.SecurityRule{rule("named", 110, core.Deny, TagPlatformTunnel)},
 			Verdict{Route: "tunnel", Decisions: []Decision{
-				{NSG: "nic", Rule: "named", Priority: 110, Direction: core.Outbound, Level: LevelNIC, Subnet: "gateways", Gateway: "bi", Access: core.Deny},
+				{NSG: "nic", Rule: "named", Priority: 110, Direction: core.Outbound, Level: core.LevelNIC, Subnet: "gateways", Gateway: "bi", Access: core.Deny},
 			}},
 		},
 	} {

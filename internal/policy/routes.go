@@ -9,37 +9,9 @@ import (
 	"github.com/sluice-gateway/sluice/internal/core"
 )
 
-// EffectiveRoute is a route as it holds for a subnet: of its route table, or the
-// network's own.
-type EffectiveRoute struct {
-	Table   string       `json:"table,omitempty"` // empty for the network's own
-	Name    string       `json:"name"`
-	Prefix  netip.Prefix `json:"prefix"`
-	NextHop core.NextHop `json:"nextHop"`
-	// Through is the appliance's address, the peer network, or the NAT gateway.
-	Through string `json:"through,omitempty"`
-	// Overridden says that a route of the same prefix comes first.
-	Overridden bool `json:"overridden,omitempty"`
-	// Reason says why a next hop leads nowhere.
-	Reason string `json:"reason,omitempty"`
-}
-
-// String gives the route in words: "route private/no-data (10.20.1.0/24 → None)",
-// "system route 10.30.0.0/16 → Peering hub".
-func (r EffectiveRoute) String() string {
-	to := fmt.Sprintf("%s → %s", r.Prefix, r.NextHop)
-	if r.Through != "" {
-		to += " " + r.Through
-	}
-	if r.Table == "" {
-		return "system route " + to
-	}
-	return fmt.Sprintf("route %s/%s (%s)", r.Table, r.Name, to)
-}
-
 // EffectiveRoutes lists the routes of a subnet, its table's and the network's own, by
 // prefix; of equal prefixes the one that holds is the first.
-func EffectiveRoutes(v core.GoalVNet, subnet core.Subnet) []EffectiveRoute {
+func EffectiveRoutes(v core.GoalVNet, subnet core.Subnet) []core.EffectiveRoute {
 	out := userRoutes(v, subnet)
 	declared := map[netip.Prefix]bool{}
 	for _, r := range out {
@@ -49,20 +21,20 @@ func EffectiveRoutes(v core.GoalVNet, subnet core.Subnet) []EffectiveRoute {
 		r.Overridden = declared[r.Prefix]
 		out = append(out, r)
 	}
-	slices.SortStableFunc(out, func(a, b EffectiveRoute) int {
+	slices.SortStableFunc(out, func(a, b core.EffectiveRoute) int {
 		return cmp.Or(a.Prefix.Addr().Compare(b.Prefix.Addr()), cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()))
 	})
 	return out
 }
 
-func userRoutes(v core.GoalVNet, subnet core.Subnet) []EffectiveRoute {
-	var out []EffectiveRoute
+func userRoutes(v core.GoalVNet, subnet core.Subnet) []core.EffectiveRoute {
+	var out []core.EffectiveRoute
 	for _, t := range v.RouteTables {
 		if t.Name != subnet.RouteTable {
 			continue
 		}
 		for _, r := range t.Routes {
-			e := EffectiveRoute{Table: t.Name, Name: r.Name, Prefix: r.Prefix.Masked(), NextHop: r.NextHop}
+			e := core.EffectiveRoute{Table: t.Name, Name: r.Name, Prefix: r.Prefix.Masked(), NextHop: r.NextHop}
 			e.Through, e.Reason = through(v, subnet, r)
 			out = append(out, e)
 		}
@@ -118,10 +90,10 @@ func neverRouted() []netip.Prefix {
 }
 
 // systemRoutes are the network's own for a subnet.
-func systemRoutes(v core.GoalVNet, subnet core.Subnet) []EffectiveRoute {
-	var out []EffectiveRoute
+func systemRoutes(v core.GoalVNet, subnet core.Subnet) []core.EffectiveRoute {
+	var out []core.EffectiveRoute
 	add := func(p netip.Prefix, hop core.NextHop, via, reason string) {
-		out = append(out, EffectiveRoute{Name: "system", Prefix: p.Masked(), NextHop: hop, Through: via, Reason: reason})
+		out = append(out, core.EffectiveRoute{Name: "system", Prefix: p.Masked(), NextHop: hop, Through: via, Reason: reason})
 	}
 	for _, p := range v.AddressSpace {
 		add(p, core.HopVnetLocal, "", "")
@@ -145,7 +117,7 @@ func systemRoutes(v core.GoalVNet, subnet core.Subnet) []EffectiveRoute {
 }
 
 // deciding finds the route with the longest prefix that an address is in.
-func deciding(routes []EffectiveRoute, a netip.Addr) (best EffectiveRoute, ok bool) {
+func deciding(routes []core.EffectiveRoute, a netip.Addr) (best core.EffectiveRoute, ok bool) {
 	for _, r := range routes {
 		if !r.Overridden && r.Prefix.Contains(a) && (!ok || r.Prefix.Bits() > best.Prefix.Bits()) {
 			best, ok = r, true
@@ -156,11 +128,11 @@ func deciding(routes []EffectiveRoute, a netip.Addr) (best EffectiveRoute, ok bo
 
 // Deciding gives the route of the source's subnet that decides about a flow, which a
 // question to the resolver and the tunnel have none of.
-func (e *Evaluator) Deciding(f Flow) (EffectiveRoute, bool) {
+func (e *Evaluator) Deciding(f Flow) (core.EffectiveRoute, bool) {
 	q := question{Evaluator: e, flow: f}
 	from, ok := e.subnetOf(f.Source)
 	if !ok || q.kindOf() != ordinary || slices.Contains(e.resolvers, f.Destination) {
-		return EffectiveRoute{}, false
+		return core.EffectiveRoute{}, false
 	}
 	return deciding(e.routes[from.Name], f.Destination)
 }

@@ -18,22 +18,13 @@ type Flow struct {
 	SourcePort      uint16
 }
 
-// Level is where an NSG applies.
-type Level string
-
-// The levels.
-const (
-	LevelSubnet Level = "subnet"
-	LevelNIC    Level = "NIC"
-)
-
 // Decision is what one NSG said about a flow at one level, and through which rule.
 type Decision struct {
 	NSG       string
 	Rule      string
 	Priority  int
 	Direction core.Direction
-	Level     Level
+	Level     core.RuleLevel
 	Subnet    string
 	Gateway   string // whose member's NIC; empty at a subnet
 	Access    core.Access
@@ -51,7 +42,7 @@ func (d Decision) String() string {
 }
 
 func (d Decision) place() string {
-	if d.Level == LevelNIC {
+	if d.Level == core.LevelNIC {
 		return "the NIC of gateway " + d.Gateway
 	}
 	return "subnet " + d.Subnet

@@ -10,7 +10,6 @@ import (
 	"github.com/sluice-gateway/sluice/internal/errs"
 	"github.com/sluice-gateway/sluice/internal/fleet"
 	"github.com/sluice-gateway/sluice/internal/memberapi"
-	"github.com/sluice-gateway/sluice/internal/policy"
 )
 
 // Document is one resource as it came in, with its kind, undecoded beyond that. The
@@ -74,56 +73,6 @@ type Result struct {
 	Finish func(err error) core.Query
 }
 
-// CheckInput asks what the rules say about a connection.
-type CheckInput struct {
-	Gateway  string        `json:"gateway"`
-	From     string        `json:"from,omitempty"` // "member" (default) or "subnet"
-	Host     string        `json:"host"`
-	Port     uint16        `json:"port"`
-	Protocol core.Protocol `json:"protocol,omitempty"` // TCP by default
-	Dry      bool          `json:"dry,omitempty"`      // no probe
-	Timeout  time.Duration `json:"timeoutNs,omitempty"`
-	// VNet and Subnet stand in place of Gateway where nothing but what holds is asked.
-	VNet   string `json:"vnet,omitempty"`
-	Subnet string `json:"subnet,omitempty"`
-	// EffectiveRules, EffectiveRoutes and NextHop ask for what holds, and nothing else:
-	// the rules and routes of a gateway's members or a subnet; where Host, an address or a
-	// name of a private zone, is from there.
-	EffectiveRules  bool `json:"effectiveRules,omitempty"`
-	EffectiveRoutes bool `json:"effectiveRoutes,omitempty"`
-	NextHop         bool `json:"nextHop,omitempty"`
-}
-
-// CheckResult is the verdict of the rules and, unless Dry, what a real probe met.
-type CheckResult struct {
-	Source      string                   `json:"source"`      // the member's, or any free, address in the subnet
-	Destination string                   `json:"destination"` // the address that the name stands for
-	Allowed     bool                     `json:"allowed"`
-	Reasons     []string                 `json:"reasons"` // one line per decision: NSG rules, route, NAT
-	Probe       *memberapi.ProbeResponse `json:"probe,omitempty"`
-	Agree       *bool                    `json:"agree,omitempty"` // rules and probe say the same
-	Endpoint    *EndpointAt              `json:"endpoint,omitempty"`
-	Rules       []policy.EffectiveRule   `json:"rules,omitempty"`
-	Routes      []policy.EffectiveRoute  `json:"routes,omitempty"`
-	NextHop     *NextHop                 `json:"nextHop,omitempty"`
-}
-
-// EndpointAt is the private endpoint that answers on a destination's address.
-type EndpointAt struct {
-	Name   string `json:"name"`
-	VNet   string `json:"vnet"`
-	Port   uint16 `json:"port"`
-	Target string `json:"target"`
-}
-
-// NextHop is where packets to an address go.
-type NextHop struct {
-	NextHop core.NextHop `json:"nextHop"`
-	Through string       `json:"through,omitempty"` // the appliance, peer, uplink or NAT gateway
-	Route   string       `json:"route,omitempty"`   // that decides, in words
-	Reason  string       `json:"reason,omitempty"`  // why it leads nowhere
-}
-
 // Frontend is what the query and resource front ends need of the service. Every
 // method reads the principal from the context and refuses without one.
 type Frontend interface {
@@ -149,7 +98,7 @@ type Frontend interface {
 	Pause(ctx context.Context, gateway string) error
 	Restart(ctx context.Context, gateway string) error
 	TestDataSource(ctx context.Context, name string) (memberapi.TestResponse, error)
-	Check(ctx context.Context, in CheckInput) (CheckResult, error)
+	Check(ctx context.Context, in core.Check) (core.CheckResult, error)
 	QueryRecord(ctx context.Context, id string) (core.Query, error)
 	QueryRecords(ctx context.Context, source string, limit int) ([]core.Query, error)
 	// CancelQuery ends a query that runs or waits.

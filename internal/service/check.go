@@ -28,26 +28,26 @@ const probeTimeout = 5 * time.Second
 const maxProbeTimeout = time.Minute
 
 // Check implements Frontend: the verdict of the rules and, unless dry, a real probe.
-func (s *Service) Check(ctx context.Context, in CheckInput) (CheckResult, error) {
+func (s *Service) Check(ctx context.Context, in core.Check) (core.CheckResult, error) {
 	p, err := core.PrincipalFrom(ctx)
 	if err != nil {
-		return CheckResult{}, unauthenticated(err)
+		return core.CheckResult{}, unauthenticated(err)
 	}
 	if err := checkInput(&in); err != nil {
-		return CheckResult{}, err
+		return core.CheckResult{}, err
 	}
-	if in.effective() {
+	if in.Effective() {
 		return s.effective(ctx, p.Tenant, in)
 	}
 	ref, err := s.gatewayRef(ctx, p.Tenant, in.Gateway)
 	if err != nil {
-		return CheckResult{}, err
+		return core.CheckResult{}, err
 	}
 	vnet, gw, err := s.networkOf(ctx, p.Tenant, in.Gateway)
 	if err != nil {
-		return CheckResult{}, err
+		return core.CheckResult{}, err
 	}
-	var out CheckResult
+	var out core.CheckResult
 	from := s.anyMember(ref.UID, p.Tenant, vnet, gw.Subnet)
 	if !in.Dry {
 		grant, err := s.opts.Fleet.Acquire(ctx, ref)
@@ -86,7 +86,7 @@ func (s *Service) Check(ctx context.Context, in CheckInput) (CheckResult, error)
 	return out, nil
 }
 
-func checkInput(in *CheckInput) error {
+func checkInput(in *core.Check) error {
 	if in.Protocol == "" {
 		in.Protocol = core.ProtocolTCP
 	}
@@ -94,11 +94,11 @@ func checkInput(in *CheckInput) error {
 		in.Timeout = probeTimeout
 	}
 	switch {
-	case in.Gateway == "" && (!in.effective() || in.VNet == "" || in.Subnet == ""):
+	case in.Gateway == "" && (!in.Effective() || in.VNet == "" || in.Subnet == ""):
 		return errs.New(errs.Invalid, "the check names no gateway").WithHint("a gateway; or, for what holds in a subnet, a virtual network and a subnet")
 	case in.NextHop && in.Host == "":
 		return errs.New(errs.Invalid, "the check names no address to find the next hop of")
-	case in.effective():
+	case in.Effective():
 		return nil
 	case in.VNet != "" || in.Subnet != "":
 		return errs.New(errs.Invalid, "a connection is checked from a gateway, not from a subnet").WithHint("--gateway, with --from subnet for any address of its subnet")
@@ -119,13 +119,13 @@ func checkInput(in *CheckInput) error {
 	return nil
 }
 
-func (s *Service) probe(ctx context.Context, m core.Member, in CheckInput) (*memberapi.ProbeResponse, error) {
+func (s *Service) probe(ctx context.Context, m core.Member, in core.Check) (*core.Probe, error) {
 	resp, err := s.post(ctx, m, memberapi.PathProbe, memberapi.ProbeRequest{Host: in.Host, Port: in.Port, TimeoutMS: in.Timeout.Milliseconds()})
 	if err != nil {
 		return nil, err
 	}
 	defer resp.Body.Close()
-	var out memberapi.ProbeResponse
+	var out core.Probe
 	if err := json.NewDecoder(resp.Body).Decode(&out); err != nil {
 		return nil, errs.New(errs.Unavailable, "member %s answered incompletely: %w", m.ID, err).WithStep(errs.StepTunnel)
 	}
@@ -168,7 +168,7 @@ func (s *Service) anyMember(gatewayUID string, t core.TenantID, v core.GoalVNet,
 }
 
 // destination finds the address that a name stands for in the network.
-func destination(v core.GoalVNet, host string, probe *memberapi.ProbeResponse) (netip.Addr, bool) {
+func destination(v core.GoalVNet, host string, probe *core.Probe) (netip.Addr, bool) {
 	if a, err := netip.ParseAddr(host); err == nil {
 		return a, true
 	}

@@ -12,17 +12,14 @@ import (
 	"github.com/sluice-gateway/sluice/internal/policy"
 )
 
-// effective says that a check asks for what holds, not for a connection.
-func (in CheckInput) effective() bool { return in.EffectiveRules || in.EffectiveRoutes || in.NextHop }
-
 // effective answers with the rules and routes that hold for a gateway's members, or for
 // the addresses of a subnet. Members of one gateway have the same.
-func (s *Service) effective(ctx context.Context, t core.TenantID, in CheckInput) (CheckResult, error) {
+func (s *Service) effective(ctx context.Context, t core.TenantID, in core.Check) (core.CheckResult, error) {
 	vnet, subnet, from, err := s.vantage(ctx, t, in)
 	if err != nil {
-		return CheckResult{}, err
+		return core.CheckResult{}, err
 	}
-	out := CheckResult{Source: from.Address.String(), Reasons: []string{}}
+	out := core.CheckResult{Source: from.Address.String(), Reasons: []string{}}
 	if in.EffectiveRules {
 		out.Rules = policy.EffectiveRules(vnet, subnet, from.Address)
 	}
@@ -42,7 +39,7 @@ func (s *Service) effective(ctx context.Context, t core.TenantID, in CheckInput)
 
 // vantage is where a check asks from: a member of the gateway that runs, or what one
 // would be; or the first address of a subnet, which no rule knows as a member's.
-func (s *Service) vantage(ctx context.Context, t core.TenantID, in CheckInput) (core.GoalVNet, core.Subnet, core.Member, error) {
+func (s *Service) vantage(ctx context.Context, t core.TenantID, in core.Check) (core.GoalVNet, core.Subnet, core.Member, error) {
 	if in.Gateway != "" {
 		ref, err := s.gatewayRef(ctx, t, in.Gateway)
 		if err != nil {
@@ -80,12 +77,12 @@ func subnetOf(v core.GoalVNet, name string) (core.Subnet, error) {
 }
 
 // nextHop says where packets from one address to another go, whatever rules say.
-func nextHop(rules *policy.Evaluator, from, to netip.Addr, at *EndpointAt) *NextHop {
+func nextHop(rules *policy.Evaluator, from, to netip.Addr, at *core.EndpointAt) *core.NextHopTo {
 	flow := policy.Flow{Source: from, Destination: to, Protocol: core.ProtocolTCP}
 	if at != nil {
 		flow.DestinationPort = at.Port
 	}
-	out, verdict := &NextHop{NextHop: core.HopVnetLocal}, rules.Evaluate(flow)
+	out, verdict := &core.NextHopTo{NextHop: core.HopVnetLocal}, rules.Evaluate(flow)
 	if by, ok := rules.Deciding(flow); ok {
 		out.NextHop, out.Through, out.Route = by.NextHop, by.Through, by.String()
 	}
@@ -97,11 +94,11 @@ func nextHop(rules *policy.Evaluator, from, to netip.Addr, at *EndpointAt) *Next
 
 // endpointAt finds the private endpoint that answers on an address, of the network or of
 // one that it is connected to: that of the port, if there are several.
-func (s *Service) endpointAt(ctx context.Context, t core.TenantID, v core.GoalVNet, a netip.Addr, port uint16) (found *EndpointAt) {
+func (s *Service) endpointAt(ctx context.Context, t core.TenantID, v core.GoalVNet, a netip.Addr, port uint16) (found *core.EndpointAt) {
 	for _, net := range append([]core.GoalVNet{v}, s.peers(ctx, t, v, nil)...) {
 		for _, e := range net.Endpoints {
 			if e.Address == a && (found == nil || e.Port == port) {
-				found = &EndpointAt{Name: e.Name, VNet: net.Name, Port: e.Port, Target: e.Target}
+				found = &core.EndpointAt{Name: e.Name, VNet: net.Name, Port: e.Port, Target: e.Target}
 			}
 		}
 	}

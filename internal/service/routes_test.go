@@ -34,9 +34,9 @@ func routedBy(t *testing.T, routes string, back bool) []Document {
 
 const noData = `{"name":"no-data","prefix":"10.20.1.0/24","nextHop":"None"}`
 
-func (r *rig) dryCheck(host string) CheckResult {
+func (r *rig) dryCheck(host string) core.CheckResult {
 	r.t.Helper()
-	out, err := r.svc.Check(r.ctx, CheckInput{Gateway: "corp-bi", Host: host, Port: 5432, Dry: true})
+	out, err := r.svc.Check(r.ctx, core.Check{Gateway: "corp-bi", Host: host, Port: 5432, Dry: true})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func TestCheckNamesTheRoute(t *testing.T) {
 			t.Errorf("%s: %+v; want %+v", host, got, want)
 		}
 	}
-	out, err := r.svc.Check(r.ctx, CheckInput{Gateway: "corp-bi", EffectiveRoutes: true})
+	out, err := r.svc.Check(r.ctx, core.Check{Gateway: "corp-bi", EffectiveRoutes: true})
 	if err != nil {
 		t.Fatal(err)
 	}

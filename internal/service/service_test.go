@@ -220,7 +220,7 @@ func TestNoPrincipalNoAnswer(t *testing.T) {
 	_, prepareErr := r.svc.Prepare(ctx, QueryInput{Source: "orders"})
 	_, metaErr := r.svc.Metadata(ctx, "orders", memberapi.MetadataRequest{})
 	_, testErr := r.svc.TestDataSource(ctx, "orders")
-	_, checkErr := r.svc.Check(ctx, CheckInput{})
+	_, checkErr := r.svc.Check(ctx, core.Check{})
 	_, recErr := r.svc.QueryRecord(ctx, "q")
 	_, recsErr := r.svc.QueryRecords(ctx, "", 0)
 	for name, err := range map[string]error{

@@ -312,7 +312,7 @@ func randomAddress(r *rand.Rand) netip.Addr {
 }
 
 // expectedWay words what a kernel does for a verdict: the interface, "local" or "nowhere".
-func expectedWay(v *vnet, g core.GoalVNet, route string, by policy.EffectiveRoute, dst netip.Addr) string {
+func expectedWay(v *vnet, g core.GoalVNet, route string, by core.EffectiveRoute, dst netip.Addr) string {
 	held := map[netip.Addr]string{}
 	for k, p := range v.ports {
 		held[p.spec.Address] = portLink(k)

@@ -410,8 +410,8 @@ func (f *Front) TestDataSource(ctx context.Context, name string) (memberapi.Test
 }
 
 // Check implements service.Frontend.
-func (f *Front) Check(ctx context.Context, in service.CheckInput) (service.CheckResult, error) {
-	return service.CheckResult{Source: "10.20.0.4", Destination: in.Host, Allowed: true, Reasons: []string{}}, f.call(ctx, "Check", " ", in.Gateway, " ", in.Port)
+func (f *Front) Check(ctx context.Context, in core.Check) (core.CheckResult, error) {
+	return core.CheckResult{Source: "10.20.0.4", Destination: in.Host, Allowed: true, Reasons: []string{}}, f.call(ctx, "Check", " ", in.Gateway, " ", in.Port)
 }
 
 // QueryRecord implements service.Frontend.

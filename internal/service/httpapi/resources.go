@@ -234,7 +234,7 @@ func (a *api) test(w http.ResponseWriter, r *http.Request, name string) error {
 }
 
 func (a *api) check(w http.ResponseWriter, r *http.Request) error {
-	var in service.CheckInput
+	var in core.Check
 	if err := readJSON(w, r, maxRequest, &in); err != nil {
 		return err
 	}
