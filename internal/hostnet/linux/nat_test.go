@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"strings"
@@ -175,5 +176,37 @@ func TestSysctlMemoryOutlivesACrash(t *testing.T) {
 	}
 	if _, err := os.Stat(n.mem.file); err == nil {
 		t.Error("CleanUp left its memory behind")
+	}
+}
+
+// TestNATGatewaysNeverShareAnInterface: the names on the host have 15 characters, so two
+// UIDs may give one. The second is refused, and the first goes on.
+func TestNATGatewaysNeverShareAnInterface(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	n := l.up()
+	one, other := sameName(n.names)
+	g := corp("u1")
+	g.NATGateways[0].UID = one
+	g.Subnets = append(g.Subnets, core.Subnet{Name: "more", Prefix: netip.MustParsePrefix("10.20.2.0/24"), NATGateway: "second"})
+	g.NATGateways = append(g.NATGateways, core.GoalNATGateway{UID: other, NATGateway: core.NATGateway{Name: "second", VNet: "corp", PublicAddresses: []string{"host"}}})
+	m := member(g, 1, 1)
+	serveIn(t, l.world, labWorldAddr+":80", "world")
+	s, err := n.Set(l.ctx(), hostnet.Config{VNets: []core.GoalVNet{g}, Ports: []hostnet.Port{m}})
+	if err != nil || len(s.Problems) != 1 || s.Problems[0].Object != "NATGateway/second" || !contains(s.Problems[0].Err.Error(), "would have the name of that of NATGateway/egress") {
+		t.Fatalf("%v, %+v", err, s.Problems)
+	}
+	wantGreeting(t, portOf(t, s, m), labWorldAddr+":80", "world "+labHostAddr)
+}
+
+// sameName finds two UIDs whose NAT gateways would have one interface.
+func sameName(n names) (one, other string) {
+	seen := map[string]string{}
+	for i := 0; ; i++ {
+		uid := fmt.Sprint("uid-", i)
+		if had := seen[n.natHostLink(uid)]; had != "" {
+			return had, uid
+		}
+		seen[n.natHostLink(uid)] = uid
 	}
 }

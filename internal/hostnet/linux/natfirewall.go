@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -92,6 +93,9 @@ func (f *hostFirewall) look(views []*natView) (map[string]*core.NATCondition, er
 		return nil, err
 	}
 	out := map[string]*core.NATCondition{}
+	maps.DeleteFunc(f.seen, func(link string, _ *passage) bool {
+		return !slices.ContainsFunc(views, func(v *natView) bool { return v.link == link })
+	})
 	for _, v := range views {
 		if v.link != "" && v.ready {
 			out[v.link] = f.judge(v.link, before, after, chains)
@@ -280,9 +284,13 @@ func netfilterSocket(at *space) (*nl.SocketHandle, error) {
 		if err != nil {
 			return err
 		}
-		out = &nl.SocketHandle{Socket: s}
 		tv := unix.NsecToTimeval(int64(netlinkTimeout))
-		return errors.Join(s.SetSendTimeout(&tv), s.SetReceiveTimeout(&tv))
+		if err := errors.Join(s.SetSendTimeout(&tv), s.SetReceiveTimeout(&tv)); err != nil {
+			s.Close()
+			return err
+		}
+		out = &nl.SocketHandle{Socket: s}
+		return nil
 	})
 	return out, err
 }

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/sluice-gateway/sluice/internal/core"
@@ -44,13 +47,25 @@ type natRefusal struct {
 // change and a condition does not flicker.
 type natAlarms map[string]bool
 
+// forget drops what was told of NAT gateways that are gone.
+func (a natAlarms) forget(views []*natView) {
+	maps.DeleteFunc(a, func(key string, _ bool) bool {
+		uid, _, _ := strings.Cut(key, " ")
+		return !slices.ContainsFunc(views, func(v *natView) bool { return v.uid == uid })
+	})
+}
+
 // NATGateways implements hostnet.NATMeter.
 func (n *Network) NATGateways(ctx context.Context) ([]core.NATGatewayReport, error) {
 	n.meters.Lock()
 	defer n.meters.Unlock()
 	views, firewall, err := n.natViews()
-	if err != nil || len(views) == 0 {
+	if err != nil {
 		return nil, err
+	}
+	n.alarms.forget(views)
+	if len(views) == 0 {
+		return nil, nil
 	}
 	blocked, fwErr := firewall.look(views)
 	if fwErr != nil {

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink/nl"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -46,20 +45,11 @@ type ruleset struct {
 }
 
 func newRuleset(at *space) (*ruleset, error) {
-	r := &ruleset{at: at}
-	err := at.do(func() error {
-		s, err := nl.GetNetlinkSocketAt(netns.None(), netns.None(), unix.NETLINK_NETFILTER)
-		if err != nil {
-			return err
-		}
-		r.socket = &nl.SocketHandle{Socket: s}
-		tv := unix.NsecToTimeval(int64(netlinkTimeout))
-		return errors.Join(s.SetSendTimeout(&tv), s.SetReceiveTimeout(&tv))
-	})
+	s, err := netfilterSocket(at)
 	if err != nil {
 		return nil, fmt.Errorf("opening nf_tables of %s: %w", at.path, err)
 	}
-	return r, nil
+	return &ruleset{at: at, socket: s}, nil
 }
 
 func (r *ruleset) close() {

@@ -119,10 +119,10 @@ func (n *Network) dropPort(v *vnet, p *port) {
 			}
 		}
 	}
-	tunnelAt := n.tunnel.at
+	inV, tunnelAt := v.at, n.tunnel.at // the next Set may make another one
 	n.reaper.later(portJob(portDigest(key)), func() {
-		if v.at != nil {
-			n.warn("removing a port", v.at.removeLink(portLink(key)))
+		if inV != nil {
+			n.warn("removing a port", inV.removeLink(portLink(key)))
 		}
 		n.warn("removing a port", tunnelAt.removeLink(tunnelLink(key)))
 		n.warn("removing a port", dropName(n.names.member(key)))

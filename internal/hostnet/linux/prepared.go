@@ -75,7 +75,9 @@ func (n *Network) takePrepared(p *port) (*space, error) {
 		err = bindName(fmt.Sprintf("/proc/self/fd/%d", s.file.Fd()), path)
 	}
 	if err != nil {
-		n.prepared.put(p.prepared, s)
+		if !n.prepared.put(p.prepared, s) {
+			s.close()
+		}
 		return nil, fmt.Errorf("namespace %s: %w", name, err)
 	}
 	old := s.name

@@ -203,14 +203,20 @@ func (n *Network) keepTunnel(ctx context.Context, r *round) {
 // planNATs decides what each NAT gateway leaves as, and prepares the host's
 // namespace for it.
 func (n *Network) planNATs(ctx context.Context, r *round) {
-	taken := map[netip.Addr]bool{}
+	taken, links := map[netip.Addr]bool{}, n.bridgePorts(r)
 	var all []*natGateway
 	for _, uid := range sortedKeys(r.goals) {
 		v, goal := n.vnets[uid], r.goals[uid]
 		plans := map[string]*natGateway{}
 		v.refused = map[string]natRefusal{}
 		for _, g := range goal.NATGateways {
+			link := n.names.natHostLink(g.UID)
 			plan, err := n.planNAT(goal, g, v.nats[g.UID], taken)
+			if other, twice := links[link]; twice && err == nil {
+				err = errs.New(errs.Conflict, "its interface on the host would have the name of that of %s, %s", other, link).
+					WithHint("delete it and make it again: the name comes from its UID, which is then another")
+			}
+			links[link] = "NATGateway/" + g.Name
 			if err != nil {
 				r.refuse("NATGateway/"+g.Name, err)
 				v.refused[g.UID] = natRefusal{g.Name, err}
@@ -224,6 +230,19 @@ func (n *Network) planNATs(ctx context.Context, r *round) {
 	if err := n.setHostSide(ctx, all, !n.swept); err != nil {
 		r.refuse("host", machineError("preparing the host for NAT gateways", err))
 	}
+}
+
+// bridgePorts lists whose the names of interfaces are that uplinks make on the host.
+func (n *Network) bridgePorts(r *round) map[string]string {
+	out := map[string]string{}
+	for uid, goal := range r.goals {
+		for _, u := range goal.Uplinks {
+			if u.Here && u.Bridge != "" {
+				out[n.names.bridgePort(uid, u.Name)] = "uplink " + u.Name + " of VirtualNetwork/" + goal.Name
+			}
+		}
+	}
+	return out
 }
 
 // replaceNATs keeps the NAT gateways that are as planned.

@@ -205,6 +205,8 @@ func (v *vnet) answerDNS() {
 		wanted[a] = true
 		if d := v.dns[a]; d != nil && !d.ended.Load() {
 			continue
+		} else if d != nil {
+			d.shut()
 		}
 		d, err := v.n.openDNS(v.at, a, v.resolver)
 		if err != nil {
