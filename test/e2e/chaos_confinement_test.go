@@ -25,7 +25,8 @@ type intruderReport struct {
 	Status, Mounts, UIDMap string
 	Root, Dev, Processes   []string
 	Links, Boot            []string
-	Tries, Confined        map[string]string
+	Tries, Uplink          map[string]string
+	Confined               map[string]string
 }
 
 // buildIntruder compiles the program that takes a member's place.

@@ -3,7 +3,10 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
+	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -15,6 +18,38 @@ type natStatus struct {
 		Hosts         []struct {
 			Connections struct{ Attempted, Established uint64 }
 		}
+	}
+}
+
+// TestNATGatewayAnswersARPNearby: a machine on a network of the host's own takes a public
+// address of that network for a neighbour, and has no other way to it.
+func TestNATGatewayAnswersARPNearby(t *testing.T) {
+	t.Parallel()
+	c := newCorp(t)
+	n := outsides.Add(1)
+	host, server := twoAddresses(int(n))
+	f := newFarNumber(t, n, server+"/29")
+	public := netip.MustParseAddr(host).Prev() // of the /30 that is this test's, one that is neither end of the /29
+	if public.As4()[3]%8 == 0 {
+		public = netip.MustParseAddr(server).Next()
+	}
+	ip(t, "addr", "add", host+"/29", "dev", f.near)
+	c.rewrite("network.yaml", "publicAddresses: [host]", "publicAddresses: ["+public.String()+"]")
+	c.Must("apply", "-f", c.Example+"/network.yaml")
+	c.Apply(f.source("near", server))
+	wantAnswer(t, c.Stack, "near", "select host(inet_client_addr())", public.String())
+	status := c.Must("host", "status", "--run-dir", c.Run)
+	if !strings.Contains(status, "ARP answer") || !strings.Contains(status, f.near+" "+public.String()) {
+		t.Errorf("the host's status has no ARP answer for %s:\n%s", public, status)
+	}
+	c.Must("gateway", "pause", gateway)
+	c.Stop("up", syscall.SIGKILL)
+	if out, err := c.Command("host", "cleanup", "--run-dir", c.Run).CombinedOutput(); err != nil {
+		t.Fatalf("host cleanup: %v\n%s", err, out)
+	}
+	left, err := exec.Command("ip", "neigh", "show", "proxy", "dev", f.near).CombinedOutput()
+	if err != nil || len(left) > 0 {
+		t.Errorf("after the cleanup the host answers ARP for %s: %v", left, err)
 	}
 }
 

@@ -36,7 +36,8 @@ type report struct {
 	Links         []string
 	Boot          []string          // the fields that the boot document fills
 	Tries         map[string]string // what was tried → "" if it worked
-	Confined      map[string]string // the same once it is confined as a member confines itself
+	Uplink        map[string]string // what was tried against the network of its uplink, if it has one
+	Confined      map[string]string // the first once it is confined as a member confines itself
 }
 
 // greedy is the memory limit, in MiB, up to which the intruder takes memory instead of
@@ -93,7 +94,7 @@ func look(boot []byte) report {
 	for k := range fields {
 		r.Boot = append(r.Boot, k)
 	}
-	r.Tries = attempt(tries(), networkTries())
+	r.Tries, r.Uplink = attempt(tries(), networkTries()), attempt(lanTries())
 	if _, err := confine.Apply(confine.Options{AllowDegraded: true}); err != nil {
 		return report{}
 	}
