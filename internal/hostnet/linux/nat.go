@@ -237,8 +237,18 @@ func (n *Network) pruneNAT(g *natGateway, want state) error {
 	if err != nil {
 		return err
 	}
-	if err := g.at.prune(l, want, func(string) bool { return true }); err != nil {
+	all := func(string) bool { return true }
+	have, err := g.at.read(l, all)
+	if err != nil {
 		return err
+	}
+	if err := g.at.prune(l, want, all); err != nil {
+		return err
+	}
+	if len(beyond(have.addrs, want.addrs)) > 0 { // with an interface's last address go its routes and neighbours
+		if err := g.at.assert(l, want); err != nil {
+			return err
+		}
 	}
 	if l, err = n.host.links(); err != nil {
 		return err

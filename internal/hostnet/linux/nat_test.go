@@ -92,6 +92,26 @@ func TestNATLeavesAsItsAddresses(t *testing.T) {
 	wantRefusal(t, l.world, "203.0.113.8:9000")
 }
 
+// TestNATChangesItsAddresses: from the host's to its own, to others, and back.
+func TestNATChangesItsAddresses(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	serveIn(t, l.world, labWorldAddr+":80", "world")
+	l.ip(l.world, "route", "add", "203.0.113.0/24", "via", labHostAddr)
+	net := corp("u1")
+	m := member(net, 1, 1)
+	n := l.up()
+	for _, public := range []string{"host", "203.0.113.8", "203.0.113.9", "host"} {
+		net.NATGateways[0].PublicAddresses = []string{public}
+		at := portOf(t, l.set(n, hostnet.Config{VNets: []core.GoalVNet{net}, Ports: []hostnet.Port{m}}), m)
+		want := public
+		if public == "host" {
+			want = labHostAddr
+		}
+		wantGreeting(t, at, labWorldAddr+":80", "world "+want)
+	}
+}
+
 func TestNATTimersAreItsOwn(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
