@@ -94,6 +94,9 @@ type Host struct {
 	SeenVersion int64     `json:"seenVersion"` // the newest that it reported as made true
 	LastSeen    time.Time `json:"lastSeen,omitzero"`
 	Problems    []string  `json:"problems,omitempty"`
+	// NetworksVersion is that of the goal state in which networks, and not only members,
+	// changed last.
+	NetworksVersion int64 `json:"-"`
 	Load        HostLoad  `json:"load,omitzero"`
 	// Image names the program that new members there run; "" if it is not known. Like Load it
 	// is not stored.

@@ -61,8 +61,13 @@ type Secrets interface {
 // Members are the containers of gateways.
 type Members interface {
 	// PutMember inserts or updates by ID. Two members on one host that are not gone
-	// can't share a tunnel address.
+	// can't share a tunnel address. A member that comes into its host's goal state, changes
+	// there or leaves it is marked with the goal state's version of that moment, so
+	// NextGoalVersion comes first.
 	PutMember(m core.Member) error
+	// ChangedMembers returns a host's members, gone ones too, that were marked with a later
+	// version. Of members that were purged it knows nothing.
+	ChangedMembers(host string, since int64) ([]core.Member, error)
 	GetMember(id string) (core.Member, error)
 	// ListMembers returns a tenant's members, of every tenant for "". Gone ones only
 	// if gone is set, newest first.
@@ -104,6 +109,9 @@ type Hosts interface {
 	// NextGoalVersion advances and returns the version of a host's goal state; the
 	// host is made if it is new.
 	NextGoalVersion(host string) (int64, error)
+	// MarkNetworks notes that the networks of a host's goal state change with its present
+	// version, as its NetworksVersion.
+	MarkNetworks(host string) error
 }
 
 // QueryFilter selects query records; zero fields don't filter.

@@ -5,7 +5,8 @@ import (
 	"github.com/sluice-gateway/sluice/internal/errs"
 )
 
-// PutHost implements store.Hosts. The version of a goal state never goes back.
+// PutHost implements store.Hosts. The version of a goal state never goes back, and only
+// MarkNetworks says when networks changed.
 func (t *tx) PutHost(h core.Host) error {
 	problems, err := jsonText(h.Problems)
 	if err != nil {
@@ -23,10 +24,10 @@ func (t *tx) PutHost(h core.Host) error {
 
 // ListHosts implements store.Hosts, by name.
 func (t *tx) ListHosts() ([]core.Host, error) {
-	return list(t, "list hosts", "SELECT name, connected, goal_version, seen_version, last_seen, problems, installation FROM hosts ORDER BY name", nil,
+	return list(t, "list hosts", "SELECT name, connected, goal_version, seen_version, last_seen, problems, installation, networks_version FROM hosts ORDER BY name", nil,
 		func(row scanner) (core.Host, error) {
 			var h core.Host
-			err := row.Scan(&h.Name, &h.Connected, &h.GoalVersion, &h.SeenVersion, timeColumn{&h.LastSeen}, jsonColumn[string]{&h.Problems}, &h.Installation)
+			err := row.Scan(&h.Name, &h.Connected, &h.GoalVersion, &h.SeenVersion, timeColumn{&h.LastSeen}, jsonColumn[string]{&h.Problems}, &h.Installation, &h.NetworksVersion)
 			return h, err
 		})
 }
@@ -51,4 +52,10 @@ func (t *tx) NextGoalVersion(host string) (int64, error) {
 		INSERT INTO hosts (name, connected, goal_version, seen_version, last_seen, problems) VALUES (?, 0, 1, 0, 0, '[]')
 		ON CONFLICT (name) DO UPDATE SET goal_version = goal_version + 1 RETURNING goal_version`, []any{host}, &version)
 	return version, err
+}
+
+// MarkNetworks implements store.Hosts.
+func (t *tx) MarkNetworks(host string) error {
+	_, err := t.exec("note that the networks of host "+host+" change", "UPDATE hosts SET networks_version = goal_version WHERE name = ?", host)
+	return err
 }

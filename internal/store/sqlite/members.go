@@ -3,6 +3,7 @@ package sqlite
 import (
 	"database/sql"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/sluice-gateway/sluice/internal/core"
@@ -20,6 +21,13 @@ func scanMember(row scanner) (core.Member, error) {
 	return m, err
 }
 
+// goalOf lists what the goal state has of a member's row: what stands in memberColumns and is
+// not here does not concern its host.
+func goalOf(row string) string {
+	return fmt.Sprintf(`(%[1]s.state IN ('placed', 'injected', 'ready'), %[1]s.generation, %[1]s.tenant, %[1]s.gateway, %[1]s.vnet_uid,
+		%[1]s.subnet, %[1]s.host, %[1]s.address, %[1]s.tunnel_address, %[1]s.cpus, %[1]s.memory_mib)`, row)
+}
+
 // PutMember implements store.Members. A join hash is of one generation: another one
 // forgets it.
 func (t *tx) PutMember(m core.Member) error {
@@ -28,7 +36,8 @@ func (t *tx) PutMember(m core.Member) error {
 		gone = t.store.now()
 	}
 	_, err := t.exec("store member "+m.ID, `
-		INSERT INTO members (`+memberColumns+`, gone_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+		INSERT INTO members (`+memberColumns+`, gone_at, goal_version)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, coalesce((SELECT h.goal_version FROM hosts h WHERE h.name = ?), 0))
 		ON CONFLICT (id) DO UPDATE SET tenant = excluded.tenant, generation = excluded.generation,
 			gateway = excluded.gateway, gateway_uid = excluded.gateway_uid,
 			vnet = excluded.vnet, vnet_uid = excluded.vnet_uid, subnet = excluded.subnet, host = excluded.host,
@@ -36,11 +45,12 @@ func (t *tx) PutMember(m core.Member) error {
 			state = excluded.state, reason = excluded.reason, cpus = excluded.cpus, memory_mib = excluded.memory_mib,
 			created_at = excluded.created_at, ready_at = excluded.ready_at,
 			gone_at = iif(excluded.gone_at <> 0 AND gone_at <> 0, gone_at, excluded.gone_at),
+			goal_version = iif(`+goalOf("excluded")+" = "+goalOf("members")+`, goal_version, excluded.goal_version),
 			join_hash = iif(generation = excluded.generation, join_hash, NULL),
 			join_used = iif(generation = excluded.generation, join_used, 0)`,
 		m.ID, m.Tenant, m.Generation, m.Gateway, m.GatewayUID, m.VNet, m.VNetUID, m.Subnet, m.Host,
 		address(m.Address), address(m.TunnelAddress), m.State, m.Reason, m.Size.CPUs, m.Size.MemoryMiB,
-		nanos(m.CreatedAt), nanos(m.ReadyAt), nanos(gone))
+		nanos(m.CreatedAt), nanos(m.ReadyAt), nanos(gone), m.Host)
 	if isUnique(err) {
 		return t.tunnelConflict(m)
 	}
@@ -65,6 +75,11 @@ func (t *tx) GetMember(id string) (core.Member, error) {
 func (t *tx) ListMembers(tenant core.TenantID, gone bool) ([]core.Member, error) {
 	return list(t, "list members", "SELECT "+memberColumns+` FROM members
 		WHERE (?1 = '' OR tenant = ?1) AND (?2 OR state <> 'gone') ORDER BY created_at DESC, id DESC`, []any{tenant, gone}, scanMember)
+}
+
+// ChangedMembers implements store.Members.
+func (t *tx) ChangedMembers(host string, since int64) ([]core.Member, error) {
+	return list(t, "list what has changed on host "+host, "SELECT "+memberColumns+" FROM members WHERE host = ? AND goal_version > ?", []any{host, since}, scanMember)
 }
 
 // SetJoinHash implements store.Members. A stale generation changes nothing.

@@ -26,6 +26,23 @@ func hosts() map[string]func(h *harness) {
 				return err
 			})
 		},
+		"it is noted in which version networks changed": func(h *harness) {
+			next(h, "h1")
+			mark := func(tx store.Tx) error { return tx.MarkNetworks("h1") }
+			h.write(mark)
+			next(h, "h1")
+			h.write(func(tx store.Tx) error { return tx.PutHost(host) }) // knows nothing of it
+			h.read(func(tx store.Tx) error {
+				got, err := tx.ListHosts()
+				if len(got) != 1 || got[0].NetworksVersion != 1 || got[0].GoalVersion != 3 {
+					h.Errorf("%+v, want networks of version 1", got)
+				}
+				return err
+			})
+			if err := h.store.Read(h.ctx(), mark); err == nil {
+				h.Error("a Read has noted it")
+			}
+		},
 		"goal versions only grow": func(h *harness) {
 			if a, b := next(h, "h1"), next(h, "h1"); a != 1 || b != 2 {
 				h.Errorf("%d, then %d", a, b)
