@@ -1,6 +1,9 @@
 package core
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // GoalState is the complete description of what one host must be running. It holds
 // no secret. Versions of one host only grow; a host that is given an older version
@@ -131,4 +134,10 @@ type ObservedMember struct {
 	Image string `json:"image,omitempty"`
 	// Phases of the injection as the host timed them: network, sandbox.
 	Phases []Phase `json:"phases,omitempty"`
+}
+
+// Equal reports whether two observations say the same.
+func (o ObservedMember) Equal(p ObservedMember) bool {
+	return o.ID == p.ID && o.Generation == p.Generation && o.Present == p.Present && o.Running == p.Running &&
+		o.JoinTokenHash == p.JoinTokenHash && o.Address == p.Address && o.Exit == p.Exit && o.Image == p.Image && slices.Equal(o.Phases, p.Phases)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -160,5 +161,26 @@ func TestDeltaThatDoesNotFollow(t *testing.T) {
 				t.Error("a delta that failed has changed something")
 			}
 		})
+	}
+}
+
+// TestObservationsDiffer finds a field that Equal has forgotten: a change of it would never be
+// reported.
+func TestObservationsDiffer(t *testing.T) {
+	t.Parallel()
+	values := map[string]any{
+		"ID": "m", "Generation": int64(1), "Present": true, "Running": true, "JoinTokenHash": "h",
+		"Address": netip.MustParseAddr("10.0.0.4"), "Exit": "e", "Image": "i", "Phases": []Phase{{Name: "network"}},
+	}
+	for field := range reflect.TypeFor[ObservedMember]().Fields() {
+		var changed ObservedMember
+		value, ok := values[field.Name]
+		if !ok {
+			t.Fatalf("give the field %s a value here, and compare it in Equal", field.Name)
+		}
+		reflect.ValueOf(&changed).Elem().FieldByIndex(field.Index).Set(reflect.ValueOf(value))
+		if changed.Equal(ObservedMember{}) || !changed.Equal(changed) {
+			t.Errorf("Equal does not compare %s", field.Name)
+		}
 	}
 }

@@ -96,8 +96,8 @@ type Host struct {
 	Problems    []string  `json:"problems,omitempty"`
 	// NetworksVersion is that of the goal state in which networks, and not only members,
 	// changed last.
-	NetworksVersion int64 `json:"-"`
-	Load        HostLoad  `json:"load,omitzero"`
+	NetworksVersion int64    `json:"-"`
+	Load            HostLoad `json:"load,omitzero"`
 	// Image names the program that new members there run; "" if it is not known. Like Load it
 	// is not stored.
 	Image string `json:"image,omitempty"`

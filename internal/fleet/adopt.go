@@ -81,13 +81,13 @@ func (f *Fleet) storeAddress(ctx context.Context, m *member, a netip.Addr) (ever
 		if err := tx.AcquireLease(lease, now); err != nil {
 			return err
 		}
+		if _, err := tx.NextGoalVersion(row.Host); err != nil {
+			return err
+		}
 		if err := tx.PutMember(row); err != nil {
 			return err
 		}
-		if everyone, err = f.tellGroups(tx, row); err != nil {
-			return err
-		}
-		if _, err := tx.NextGoalVersion(row.Host); err != nil {
+		if everyone, err = f.tellNetworks(tx, row); err != nil {
 			return err
 		}
 		s.take(row, of)

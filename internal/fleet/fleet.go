@@ -57,6 +57,7 @@ type Fleet struct {
 	mu            sync.Mutex
 	live          map[string]*member            // by ID; those that are not gone
 	members       map[string]map[string]*member // the same, by gateway UID
+	leaving       map[*member]bool              // those of which the teardown is to be confirmed
 	hosts         map[string]*session
 	wakes         map[string]*wake         // by gateway UID
 	gates         map[string]*gate         // by gateway UID
@@ -107,7 +108,8 @@ type member struct {
 	leasedAt       time.Time
 	injectedAt     time.Time
 	hostPhases     []core.Phase
-	confirmed      time.Time // when its host last reported that it has it
+	confirmed      time.Time // when its host last reported that it had it; see Fleet.confirmed
+	seenBy         *session  // the connection on which its host says that it has it; nil: none
 	expires        time.Time // of its lease, as the store has it
 	expiryTold     bool
 }
@@ -125,7 +127,7 @@ func New(ctx context.Context, opts Options) (*Fleet, error) {
 	opts.LeaseTime = orDefault(opts.LeaseTime, 2*time.Minute)
 	f := &Fleet{
 		opts: opts, log: opts.Logger,
-		live: map[string]*member{}, members: map[string]map[string]*member{},
+		live: map[string]*member{}, leaving: map[*member]bool{}, members: map[string]map[string]*member{},
 		hosts: map[string]*session{}, wakes: map[string]*wake{}, gates: map[string]*gate{}, pausing: map[string]chan struct{}{}, lives: map[string]*life{}, counted: map[TransitionCount]int64{},
 		changed: make(chan struct{}), dirty: map[string]bool{}, urgent: make(chan struct{}, 1),
 	}
@@ -208,6 +210,9 @@ const serviceStarted = "the service was started again; whether the member is the
 // enlist begins to know a member. The caller holds mu, or has the fleet for itself.
 func (f *Fleet) enlist(m *member) {
 	f.live[m.ID] = m
+	if m.State == core.MemberLeaving {
+		f.leaving[m] = true
+	}
 	if f.members[m.GatewayUID] == nil {
 		f.members[m.GatewayUID] = map[string]*member{}
 	}
@@ -217,6 +222,7 @@ func (f *Fleet) enlist(m *member) {
 // discharge ends that. The caller holds mu.
 func (f *Fleet) discharge(m *member) {
 	delete(f.live, m.ID)
+	delete(f.leaving, m)
 	delete(f.dirty, m.ID)
 	delete(f.members[m.GatewayUID], m.ID)
 	if len(f.members[m.GatewayUID]) == 0 {

@@ -14,7 +14,6 @@ import (
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/errs"
 	"github.com/sluice-gateway/sluice/internal/hostapi"
-	"github.com/sluice-gateway/sluice/internal/placement"
 	"github.com/sluice-gateway/sluice/internal/store"
 	"github.com/sluice-gateway/sluice/internal/wire"
 )
@@ -29,6 +28,11 @@ type session struct {
 	kick chan struct{} // capacity 1: the goal state may have changed
 	// problemSince says at which version each of the host's problems came up.
 	problemSince map[string]int64
+
+	holds *hostapi.Holds                 // the goal state that the host has; nil: unknown
+	lost  bool                           // it asks for a complete one
+	heard time.Time                      // of its last report, or changes of it
+	again map[string]core.ObservedMember // what could not be acted on, by ID
 }
 
 // Hosts returns the hosts that are connected now.
@@ -43,7 +47,7 @@ func (f *Fleet) Hosts() []core.Host {
 }
 
 // BumpGoals advances every host's goal state inside a transaction that changes
-// resources. Push must follow once it is committed.
+// resources, and so perhaps networks. Push must follow once it is committed.
 func (f *Fleet) BumpGoals(tx store.Tx) error {
 	hosts, err := tx.ListHosts()
 	if err != nil {
@@ -51,6 +55,9 @@ func (f *Fleet) BumpGoals(tx store.Tx) error {
 	}
 	for _, h := range hosts {
 		if _, err := tx.NextGoalVersion(h.Name); err != nil {
+			return err
+		}
+		if err := tx.MarkNetworks(h.Name); err != nil {
 			return err
 		}
 	}
@@ -79,10 +86,15 @@ func (f *Fleet) pushFor(host string, everyone bool) {
 // push tells a host's sender to look again. The caller holds mu.
 func (f *Fleet) push(host string) {
 	if s := f.hosts[host]; s != nil {
-		select {
-		case s.kick <- struct{}{}:
-		default:
-		}
+		poke(s.kick)
+	}
+}
+
+// poke fills a channel of capacity 1.
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 
@@ -101,6 +113,7 @@ func (f *Fleet) ServeHost(ctx context.Context, name string, conn net.Conn) error
 	if hello.Report != nil {
 		s.info.Installation, s.info.Load = hello.Report.Installation, hello.Report.Load
 	}
+	s.holds = hello.Holds
 	if err := f.enter(ctx, s); err != nil {
 		_ = wire.Write(conn, hostapi.ToHost{Refused: err.Error()}) // the connection ends either way
 		return err
@@ -135,6 +148,7 @@ func (f *Fleet) enter(ctx context.Context, s *session) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if old := f.hosts[s.info.Name]; old != nil {
+		f.unsee(old)
 		old.conn.Close()
 	}
 	f.hosts[s.info.Name] = s
@@ -213,6 +227,7 @@ func (f *Fleet) leave(s *session) {
 	f.mu.Lock()
 	current := f.hosts[s.info.Name] == s
 	if current {
+		f.unsee(s)
 		delete(f.hosts, s.info.Name)
 	}
 	info := s.info
@@ -230,72 +245,6 @@ func (f *Fleet) leave(s *session) {
 	}
 }
 
-// send keeps the host's goal state up to date, and the connection alive.
-func (f *Fleet) send(ctx context.Context, s *session) error {
-	beat := time.NewTicker(hostapi.Heartbeat)
-	defer beat.Stop()
-	sent := int64(-1)
-	for {
-		var msg hostapi.ToHost
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-beat.C:
-		case <-s.kick:
-			goal, err := f.goal(ctx, s.info.Name)
-			if err != nil {
-				return err
-			}
-			if goal.Version == sent {
-				continue
-			}
-			msg.Goal, sent = &goal, goal.Version
-		}
-		_ = s.conn.SetWriteDeadline(time.Now().Add(hostapi.Silence))
-		if err := wire.Write(s.conn, msg); err != nil {
-			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
-				return nil
-			}
-			return err
-		}
-	}
-}
-
-// goal builds a host's goal state from one snapshot of the store.
-func (f *Fleet) goal(ctx context.Context, host string) (goal core.GoalState, err error) {
-	err = f.opts.Store.Read(ctx, func(tx store.Tx) error {
-		hosts, err := tx.ListHosts()
-		if err != nil {
-			return err
-		}
-		var version int64
-		for _, h := range hosts {
-			if h.Name == host {
-				version = h.GoalVersion
-			}
-		}
-		tenants, err := tx.ListTenants()
-		if err != nil {
-			return err
-		}
-		var resources []core.Stored
-		for _, t := range tenants {
-			set, err := tx.ListResources(t, "")
-			if err != nil {
-				return err
-			}
-			resources = append(resources, set...)
-		}
-		members, err := tx.ListMembers("", false)
-		if err != nil {
-			return err
-		}
-		goal = placement.Goal(host, version, resources, members)
-		return nil
-	})
-	return goal, err
-}
-
 func (f *Fleet) receive(ctx context.Context, s *session) error {
 	for {
 		_ = s.conn.SetReadDeadline(time.Now().Add(hostapi.Silence))
@@ -307,106 +256,17 @@ func (f *Fleet) receive(ctx context.Context, s *session) error {
 			return err
 		}
 		f.mu.Lock()
-		s.info.LastSeen = f.opts.Now()
+		s.info.LastSeen, s.holds = f.opts.Now(), msg.Holds
+		if s.lost = s.lost || msg.Lost; s.lost {
+			f.push(s.info.Name)
+		}
 		f.mu.Unlock()
-		if msg.Report != nil {
+		switch {
+		case msg.Report != nil:
 			f.report(ctx, s, *msg.Report)
+		case msg.Changes != nil:
+			f.changes(ctx, s, *msg.Changes)
 		}
-	}
-}
-
-// report takes in what a host observed.
-func (f *Fleet) report(ctx context.Context, s *session, r core.HostReport) {
-	f.mu.Lock()
-	s.told(r.Version, r.Problems)
-	s.info.NATGateways, s.info.Tunnels, s.info.Load = r.NATGateways, r.Tunnels, r.Load
-	f.takeImage(s, r.Image)
-	present := map[string]bool{}
-	hashes := map[*member]string{}
-	for _, o := range r.Members {
-		if o.Present {
-			present[key(o.ID, o.Generation)] = true
-		}
-		m := f.live[o.ID]
-		if m == nil || m.Generation != o.Generation || m.Host != s.info.Name {
-			continue
-		}
-		if o.JoinTokenHash != "" && o.JoinTokenHash != m.joinHash {
-			m.joinHash, m.joinStored = o.JoinTokenHash, false
-			hashes[m] = o.JoinTokenHash
-		}
-		if o.Present {
-			m.confirmed, m.expiryTold = f.opts.Now(), false
-		}
-		f.observe(m, o)
-		m.obtained = o.Address
-	}
-	var gone []*member
-	for _, m := range f.live {
-		if r.Complete && m.Host == s.info.Name && m.State == core.MemberLeaving &&
-			r.Version >= m.leavingVersion && !present[key(m.ID, m.Generation)] {
-			gone = append(gone, m)
-		}
-	}
-	f.broadcast()
-	f.mu.Unlock()
-	for m, hash := range hashes {
-		f.storeHash(ctx, m, hash)
-	}
-	for _, m := range gone {
-		if err := f.confirmGone(ctx, m, end{reason: "host " + s.info.Name + " confirmed the teardown", confirmed: true}); err != nil && ctx.Err() == nil {
-			f.log.Warn("a teardown could not be stored; the host's next report brings it again", "member", m.ID, "error", err)
-		}
-	}
-	f.adoptAll(ctx) // last: an address that a member has just lost may be one that another has obtained
-}
-
-// takeImage notes which program a host starts. With another one, what came to nothing is tried
-// again at once. The caller holds mu.
-func (f *Fleet) takeImage(s *session, image string) {
-	if s.info.Image == image {
-		return
-	}
-	s.info.Image = image
-	if image == "" {
-		return // the host can't tell now
-	}
-	for _, l := range f.lives {
-		l.attempts, l.stuck = 0, ""
-	}
-	f.hurry()
-}
-
-// observe takes in what a host says of one member. The caller holds mu.
-func (f *Fleet) observe(m *member, o core.ObservedMember) {
-	m.hostPhases, m.Image = o.Phases, o.Image
-	switch {
-	case o.Exit != "" && !o.Running && m.State != core.MemberLeaving && m.condemned == "":
-		f.condemn(m, o.Exit)
-		f.log.Warn("member ended", "member", m.ID, "gateway", m.Gateway, "reason", o.Exit)
-		f.dirty[m.ID] = true
-	case o.Running && m.State == core.MemberPlaced:
-		m.State = core.MemberInjected
-		if m.injectedAt.IsZero() {
-			m.injectedAt = f.opts.Now()
-		}
-		f.dirty[m.ID] = true
-		f.settle(m, "host "+m.Host+" reports it as running")
-	}
-}
-
-func (f *Fleet) storeHash(ctx context.Context, m *member, hash string) {
-	err := f.opts.Store.Write(ctx, func(tx store.Tx) error { return tx.SetJoinHash(m.ID, m.Generation, hash) })
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	switch {
-	case errs.ClassOf(err) == errs.Conflict && m.State != core.MemberLeaving && m.condemned == "":
-		f.condemn(m, injectedAgain) // it has joined before, with another token: this one can't
-	case err != nil:
-		f.log.Warn("a member's join token could not be stored", "member", m.ID, "error", err)
-		m.joinHash = "" // the next report tries again
-	default:
-		m.joinStored = m.joinHash == hash
 	}
 }
 

@@ -42,10 +42,12 @@ func (f *Fleet) renew(ctx context.Context) {
 			continue // there is no lease yet
 		}
 		// What is stored may also be of a clock that was set back since: hours too late.
-		if until := m.confirmed.Add(f.opts.LeaseTime); !m.confirmed.IsZero() && until.Sub(m.expires).Abs() > f.opts.LeaseTime/2 {
-			due[m], rows[m] = m.confirmed, m.Member
+		if at := f.confirmed(m); !at.IsZero() && at.Add(f.opts.LeaseTime).Sub(m.expires).Abs() > f.opts.LeaseTime/2 {
+			due[m], rows[m] = at, m.Member
 		}
-		if now.After(f.expiry(m)) && !m.expiryTold {
+		expired := now.After(f.expiry(m))
+		m.expiryTold = m.expiryTold && expired
+		if expired && !m.expiryTold {
 			m.expiryTold = true
 			f.log.Warn("a lease has expired: its host is silent, and the address stays leased", "member", m.ID, "address", m.Address, "host", m.Host)
 		}
@@ -77,7 +79,7 @@ func (f *Fleet) renew(ctx context.Context) {
 
 // expiry is until when a member's host has confirmed it. The caller holds mu.
 func (f *Fleet) expiry(m *member) time.Time {
-	if confirmed := m.confirmed.Add(f.opts.LeaseTime); confirmed.After(m.expires) {
+	if confirmed := f.confirmed(m).Add(f.opts.LeaseTime); confirmed.After(m.expires) {
 		return confirmed
 	}
 	return m.expires
@@ -126,8 +128,8 @@ func (f *Fleet) explained(l core.Lease) core.Lease {
 	known := m != nil && m.Generation == l.Generation
 	if known {
 		l.ExpiresAt = f.expiry(m)
-		if m.confirmed.After(l.RenewedAt) {
-			l.RenewedAt = m.confirmed
+		if at := f.confirmed(m); at.After(l.RenewedAt) {
+			l.RenewedAt = at
 		}
 	}
 	if f.opts.Now().After(l.ExpiresAt) {
@@ -145,7 +147,7 @@ func (f *Fleet) explained(l core.Lease) core.Lease {
 			why = m.Reason
 		}
 		l.Reason = fmt.Sprintf("the member leaves (%s); host %s has not confirmed its teardown yet", why, l.Host)
-	case m.confirmed.IsZero():
+	case f.confirmed(m).IsZero():
 		l.Reason = fmt.Sprintf("host %s has not confirmed it yet", l.Host)
 	default:
 		l.Reason = fmt.Sprintf("host %s has the member", l.Host)

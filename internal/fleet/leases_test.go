@@ -324,7 +324,7 @@ func BenchmarkSendGoal(b *testing.B) {
 
 // newBenchRig is a fleet with a host that is connected and n members of it in a /16.
 func newBenchRig(b *testing.B, n int) *rig {
-	r := &rig{t: b, path: filepath.Join(b.TempDir(), "s.db"), tune: func(*Options) {}}
+	r := &rig{t: b, path: filepath.Join(b.TempDir(), "s.db"), tune: func(o *Options) { o.WakeTimeout = time.Hour }}
 	r.open()
 	prefix := netip.MustParsePrefix("10.20.0.0/16")
 	r.write(func(tx store.Tx) error {
@@ -337,10 +337,16 @@ func newBenchRig(b *testing.B, n int) *rig {
 				return err
 			}
 		}
+		for i := range n/5 + 1 {
+			g := &core.Gateway{Name: fmt.Sprintf("other-%d", i), VNet: "corp", Subnet: "all", Members: core.MemberRange{Min: 5, Max: 5}, AutoPause: core.Never}
+			if err := tx.PutResource(core.Stored{UID: fmt.Sprintf("go-%d", i), Tenant: tenant, Version: 1, Spec: g}); err != nil {
+				return err
+			}
+		}
 		address, tunnel := placement.FirstAddress(prefix), netip.MustParseAddr("169.254.1.0")
 		for i := range n {
 			m := core.Member{
-				ID: fmt.Sprintf("m-%d", i), Tenant: tenant, Generation: 1, Gateway: "other", GatewayUID: "go", VNet: "corp", VNetUID: "vb", Subnet: "all",
+				ID: fmt.Sprintf("m-%d", i), Tenant: tenant, Generation: 1, Gateway: fmt.Sprintf("other-%d", i/5), GatewayUID: fmt.Sprintf("go-%d", i/5), VNet: "corp", VNetUID: "vb", Subnet: "all",
 				Host: "h", Address: address, TunnelAddress: tunnel, State: core.MemberReady, CreatedAt: time.Now(),
 			}
 			if err := tx.PutMember(m); err != nil {

@@ -42,7 +42,7 @@ func (f *Fleet) storeNew(ctx context.Context, gw GatewayRef) (m *member, everyon
 		if err = tx.PutMember(row); err != nil {
 			return err
 		}
-		if everyone, err = f.tellGroups(tx, row); err != nil {
+		if everyone, err = f.tellNetworks(tx, row); err != nil {
 			return err
 		}
 		lease := f.newLease(row)
@@ -107,19 +107,6 @@ func (f *Fleet) plan(tx store.Tx, s *spaces, gw GatewayRef) (core.Member, error)
 	return m, nil
 }
 
-// tellGroups gives every host a new goal state if the member, by its coming or going,
-// changes what rules everywhere mean by an application security group, and says so.
-func (f *Fleet) tellGroups(tx store.Tx, m core.Member) (bool, error) {
-	r, err := tx.GetResource(m.Tenant, core.KindGateway, m.Gateway)
-	if errs.ClassOf(err) == errs.NotFound {
-		return false, nil // its deletion has told every host
-	}
-	if err != nil || len(r.Spec.(*core.Gateway).ApplicationSecurityGroups) == 0 {
-		return false, err
-	}
-	return true, f.BumpGoals(tx)
-}
-
 // remove takes a member out of its host's goal state. The lease stays until the
 // host confirms the teardown.
 func (f *Fleet) remove(ctx context.Context, m *member, reason string) error {
@@ -141,13 +128,13 @@ func (f *Fleet) remove(ctx context.Context, m *member, reason string) error {
 		if have, err := tx.GetMember(row.ID); err == nil {
 			row.Address = have.Address // it may have been adopted a moment ago
 		}
+		if version, err = tx.NextGoalVersion(row.Host); err != nil {
+			return err
+		}
 		if err = tx.PutMember(row); err != nil {
 			return err
 		}
-		if everyone, err = f.tellGroups(tx, row); err != nil {
-			return err
-		}
-		version, err = tx.NextGoalVersion(row.Host)
+		everyone, err = f.tellNetworks(tx, row)
 		return err
 	})
 	if err != nil {
@@ -155,6 +142,7 @@ func (f *Fleet) remove(ctx context.Context, m *member, reason string) error {
 	}
 	f.mu.Lock()
 	m.State, m.Reason, m.leavingVersion = core.MemberLeaving, reason, version
+	f.leaving[m] = true
 	f.settle(m, reason)
 	f.pushFor(m.Host, everyone)
 	f.broadcast()
@@ -366,7 +354,7 @@ func (f *Fleet) purge(now time.Time) {
 		if err := tx.PurgeTransitions(now.Add(-keepHistory)); err != nil {
 			return err
 		}
-		return tx.PurgeMembers(now.Add(-24 * time.Hour))
+		return tx.PurgeMembers(now.Add(-24 * time.Hour)) // a host hears of an end long before, or is told everything
 	})
 	if err != nil && f.done.Err() == nil {
 		f.log.Warn("old rows could not be purged", "error", err)

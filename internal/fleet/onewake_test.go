@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/errs"
 	"github.com/sluice-gateway/sluice/internal/host"
 	netfake "github.com/sluice-gateway/sluice/internal/hostnet/fake"
 	boxfake "github.com/sluice-gateway/sluice/internal/sandbox/fake"
@@ -30,12 +32,12 @@ func benchmarkOneWake(b *testing.B, n int) {
 	stop := r.realHost()
 	defer stop()
 	gw := GatewayRef{Tenant: tenant, Name: "bench", UID: "gb"}
+	var took []time.Duration
 	for b.Loop() {
-		m, err := r.fleet.place(context.Background(), gw)
-		if err != nil {
-			b.Fatal(err)
-		}
+		begun := time.Now()
+		m := r.placeAnyway(gw)
 		r.until("it runs", func() bool { return m.State == core.MemberInjected })
+		took = append(took, time.Since(begun))
 		b.StopTimer()
 		if err := r.fleet.remove(context.Background(), m, "bench"); err != nil {
 			b.Fatal(err)
@@ -43,12 +45,32 @@ func benchmarkOneWake(b *testing.B, n int) {
 		r.until("it is gone", func() bool { return m.State == core.MemberGone })
 		b.StartTimer()
 	}
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "p50-ms")
+}
+
+// placeAnyway places a member whatever this machine's memory is: a host that does not tell
+// has room.
+func (r *rig) placeAnyway(gw GatewayRef) *member {
+	r.t.Helper()
+	for {
+		r.fleet.mu.Lock()
+		r.fleet.hosts["h"].info.Load = core.HostLoad{}
+		r.fleet.mu.Unlock()
+		m, err := r.fleet.place(context.Background(), gw)
+		if err == nil {
+			return m
+		}
+		if errs.ClassOf(err) != errs.Exhausted { // a report came between
+			r.t.Fatal(err)
+		}
+	}
 }
 
 // until waits for a condition, which is looked at whenever something has changed.
 func (r *rig) until(what string, cond func() bool) {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	if err := r.fleet.wait(ctx, cond); err != nil {
 		r.t.Fatalf("%s: %v", what, err)
@@ -80,7 +102,7 @@ func (r *rig) realHost() (stop func()) {
 	}
 	r.until("everything runs", func() bool {
 		for _, m := range r.fleet.live {
-			if m.confirmed.IsZero() {
+			if r.fleet.confirmed(m).IsZero() || !m.joinStored {
 				return false
 			}
 		}

@@ -71,6 +71,8 @@ type Host struct {
 
 	mu       sync.Mutex
 	goal     *core.GoalState // nil until the service has spoken
+	sum      core.GoalSum    // of goal
+	askAll   bool            // the service is to send all of it
 	acted    int64
 	boxes    map[string]*box // by sandbox ID
 	ports    map[hostnet.PortKey]string

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -39,11 +40,16 @@ type rig struct {
 	told    func([]core.TunnelReport)
 	network *netfake.Network     // of the last start
 	tunnel  func(int) netip.Addr // of a member
+	deltas  bool                 // the service sends what changes, and takes it
 
-	mu     sync.Mutex
-	conn   net.Conn
-	goal   core.GoalState
-	report core.HostReport
+	mu      sync.Mutex
+	conn    net.Conn
+	goal    core.GoalState
+	report  core.HostReport
+	holds   *hostapi.Holds
+	whole   int // goal states that were sent as such
+	changes int // what was sent in their place
+	changed int // what came in place of reports
 }
 
 func newRig(t *testing.T) *rig {
@@ -91,26 +97,77 @@ func (r *rig) dialService(ctx context.Context) (*net.TCPConn, error) {
 func (r *rig) dial(context.Context) (net.Conn, error) {
 	a, b := net.Pipe()
 	r.mu.Lock()
-	r.conn = b
+	r.conn, r.holds = b, nil
 	goal := r.goal
 	r.mu.Unlock()
 	go func() {
 		if goal.Version > 0 {
-			_ = wire.Write(b, hostapi.ToHost{Goal: &goal})
+			_ = wire.Write(b, hostapi.ToHost{Goal: &goal, Deltas: r.deltas})
 		}
 		for {
 			var msg hostapi.ToService
 			if wire.Read(b, &msg, 0) != nil {
 				return
 			}
-			if msg.Report != nil {
-				r.mu.Lock()
-				r.report = *msg.Report
-				r.mu.Unlock()
-			}
+			r.heard(b, msg)
 		}
 	}()
 	return a, nil
+}
+
+// heard takes in what the host says: a report, or what has changed since.
+func (r *rig) heard(conn net.Conn, msg hostapi.ToService) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.conn != conn {
+		return
+	}
+	r.holds = msg.Holds
+	switch c := msg.Changes; {
+	case msg.Report != nil:
+		r.report = *msg.Report
+	case c != nil:
+		r.changed++
+		members := slices.DeleteFunc(r.report.Members, func(o core.ObservedMember) bool {
+			return slices.Contains(c.Gone, hostapi.Gone{ID: o.ID, Generation: o.Generation}) ||
+				slices.ContainsFunc(c.Members, func(n core.ObservedMember) bool { return keyOf(n) == keyOf(o) })
+		})
+		if c.SameTunnels {
+			c.Tunnels = r.report.Tunnels
+		}
+		r.report = c.HostReport
+		r.report.Members = append(members, c.Members...)
+	}
+	if msg.Lost {
+		r.whole++
+		goal := r.goal
+		go func() { _ = wire.Write(conn, hostapi.ToHost{Goal: &goal, Deltas: true}) }()
+	}
+}
+
+// push sends the goal state, or what has changed between the one before and it, if the host
+// is known to have that.
+func (r *rig) push(goal core.GoalState) {
+	r.mu.Lock()
+	before, conn, msg := r.goal, r.conn, hostapi.ToHost{Goal: &goal, Deltas: r.deltas}
+	r.goal = goal
+	r.whole++
+	if r.deltas && r.holds != nil && *r.holds == (hostapi.Holds{Version: before.Version, Sum: before.Sum()}) {
+		d := &core.GoalDelta{Base: before.Version, Version: goal.Version, Members: goal.Members, Sum: goal.Sum()}
+		d.Networks = &core.NetworksDelta{VNets: goal.VNets, All: []string{"v1"}}
+		for _, m := range before.Members {
+			if !slices.ContainsFunc(goal.Members, func(g core.GoalMember) bool { return g.ID == m.ID }) {
+				d.Gone = append(d.Gone, m.ID)
+			}
+		}
+		msg.Goal, msg.Delta = nil, d
+		r.whole--
+		r.changes++
+	}
+	r.mu.Unlock()
+	if conn != nil {
+		_ = wire.Write(conn, msg) // a new connection brings it again
+	}
 }
 
 // want sends a goal state with these members.
@@ -129,13 +186,8 @@ func (r *rig) want(members ...int) {
 			TunnelAddress: r.tunnel(i),
 		})
 	}
-	r.mu.Lock()
-	r.goal = goal
-	conn := r.conn
-	r.mu.Unlock()
-	if conn != nil {
-		_ = wire.Write(conn, hostapi.ToHost{Goal: &goal}) // a new connection brings it again
-	}
+	slices.SortFunc(goal.Members, func(a, b core.GoalMember) int { return strings.Compare(a.ID, b.ID) })
+	r.push(goal)
 }
 
 func (r *rig) lastReport() core.HostReport {
@@ -315,8 +367,20 @@ func TestBootHoldsWhatTheMemberNeeds(t *testing.T) {
 // exactly what the last goal says exists.
 func TestRandomWalk(t *testing.T) {
 	t.Parallel()
+	t.Run("whole goal states and reports", func(t *testing.T) { t.Parallel(); randomWalk(t, newRig(t)) })
+	t.Run("what has changed", func(t *testing.T) {
+		t.Parallel()
+		r := newRig(t)
+		r.deltas = true
+		randomWalk(t, r)
+		if r.changes == 0 || r.changed == 0 {
+			t.Errorf("%d changes were sent and %d came: want some", r.changes, r.changed)
+		}
+	})
+}
+
+func randomWalk(t *testing.T, r *rig) {
 	rng := rand.New(rand.NewPCG(1, 7))
-	r := newRig(t)
 	stop := r.start()
 	next := 0
 	var current []int

@@ -57,6 +57,8 @@ type Holds struct {
 type Changes struct {
 	core.HostReport
 	Gone []Gone `json:"gone,omitempty"`
+	// SameTunnels says that Tunnels are those told last.
+	SameTunnels bool `json:"sameTunnels,omitempty"`
 }
 
 // Gone is a member that a report would not have any more.

@@ -17,7 +17,7 @@ func Goal(host string, version int64, resources []core.Stored, members []core.Me
 	wanted := map[string]bool{} // VNet UIDs
 	for _, m := range members {
 		if m.Host == host && Runs(m.State) {
-			goal.Members = append(goal.Members, goalMember(m))
+			goal.Members = append(goal.Members, GoalMember(m))
 			wanted[m.VNetUID] = true
 		}
 	}
@@ -35,7 +35,7 @@ func Goal(host string, version int64, resources []core.Stored, members []core.Me
 		built := withPeers(set, func(r core.Stored, v *core.VirtualNetwork) bool { return used[v.Name] || wanted[r.UID] })
 		for _, r := range set {
 			if v, ok := r.Spec.(*core.VirtualNetwork); ok && built[r.UID] {
-				goal.VNets = append(goal.VNets, localPeers(uplinksHere(VNet(r, v, set, members), host), built))
+				goal.VNets = append(goal.VNets, nicsHere(localPeers(uplinksHere(VNet(r, v, set, members), host), built), goal.Members))
 			}
 		}
 	}
@@ -49,7 +49,8 @@ func Runs(s core.MemberState) bool {
 	return s == core.MemberPlaced || s == core.MemberInjected || s == core.MemberReady
 }
 
-func goalMember(m core.Member) core.GoalMember {
+// GoalMember is a member as its host's goal state has it.
+func GoalMember(m core.Member) core.GoalMember {
 	return core.GoalMember{
 		ID: m.ID, Generation: m.Generation, Tenant: m.Tenant, Gateway: m.Gateway,
 		VNetUID: m.VNetUID, Subnet: m.Subnet, Address: m.Address, TunnelAddress: m.TunnelAddress, Size: m.Size,

@@ -71,3 +71,16 @@ func joinGroups(v *core.GoalVNet, groups []string, a netip.Addr) {
 	}
 	slices.SortFunc(v.ASGs, func(x, y core.GoalASG) int { return strings.Compare(x.Name, y.Name) })
 }
+
+// nicsHere leaves out the interfaces of members that run elsewhere: an NSG of an interface's
+// own is enforced where that is.
+func nicsHere(v core.GoalVNet, here []core.GoalMember) core.GoalVNet {
+	local := map[netip.Addr]bool{}
+	for _, m := range here {
+		if m.VNetUID == v.UID {
+			local[m.Address] = true
+		}
+	}
+	v.NICs = slices.DeleteFunc(v.NICs, func(n core.GoalNIC) bool { return !local[n.Address] })
+	return v
+}

@@ -66,7 +66,8 @@ type Members interface {
 	// NextGoalVersion comes first.
 	PutMember(m core.Member) error
 	// ChangedMembers returns a host's members, gone ones too, that were marked with a later
-	// version. Of members that were purged it knows nothing.
+	// version. Of members that were purged it knows nothing: whoever was told nothing for so
+	// long must be told everything.
 	ChangedMembers(host string, since int64) ([]core.Member, error)
 	GetMember(id string) (core.Member, error)
 	// ListMembers returns a tenant's members, of every tenant for "". Gone ones only

@@ -1,0 +1,173 @@
+package fleet
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/hostapi"
+	"github.com/sluice-gateway/sluice/internal/store"
+)
+
+// report takes in everything that a host observed. A connection whose place another has
+// taken says nothing any more.
+func (f *Fleet) report(ctx context.Context, s *session, r core.HostReport) {
+	f.mu.Lock()
+	if f.hosts[s.info.Name] != s {
+		f.mu.Unlock()
+		return
+	}
+	f.unsee(s) // what it does not name is not there
+	todo := f.take(s, r)
+	f.mu.Unlock()
+	f.act(ctx, s, todo)
+}
+
+// changes takes in what has changed since a host's last report. What could not be acted on
+// then is tried again, as a report would have brought it again.
+func (f *Fleet) changes(ctx context.Context, s *session, c hostapi.Changes) {
+	f.mu.Lock()
+	if f.hosts[s.info.Name] != s || s.heard.IsZero() { // changes of nothing
+		f.mu.Unlock()
+		return
+	}
+	for _, g := range c.Gone {
+		delete(s.again, g.ID)
+		if m := f.live[g.ID]; m != nil && m.Generation == g.Generation && m.seenBy == s {
+			m.confirmed, m.seenBy, m.obtained = s.heard, nil, netip.Addr{}
+		}
+	}
+	for _, o := range c.Members {
+		delete(s.again, o.ID)
+	}
+	for _, o := range s.again {
+		c.Members = append(c.Members, o)
+	}
+	if c.SameTunnels {
+		c.Tunnels = s.info.Tunnels
+	}
+	todo := f.take(s, c.HostReport)
+	f.mu.Unlock()
+	f.act(ctx, s, todo)
+}
+
+// unsee notes until when a connection has confirmed the members that it no longer does. The
+// caller holds mu.
+func (f *Fleet) unsee(s *session) {
+	for _, m := range f.live {
+		if m.seenBy == s {
+			m.confirmed, m.seenBy = s.heard, nil
+		}
+	}
+}
+
+// confirmed is when a member's host last said that it has it: while it has not said
+// otherwise, each of its reports says so. The caller holds mu.
+func (f *Fleet) confirmed(m *member) time.Time {
+	if m.seenBy != nil {
+		return m.seenBy.heard
+	}
+	return m.confirmed
+}
+
+// toStore is what a report asks to be written.
+type toStore struct {
+	hashes map[*member]string // of join tokens
+	gone   []*member
+}
+
+// take takes in what a host observed of the members that are named, and of itself. The
+// caller holds mu.
+func (f *Fleet) take(s *session, r core.HostReport) toStore {
+	s.told(r.Version, r.Problems)
+	s.info.NATGateways, s.info.Tunnels, s.info.Load, s.heard = r.NATGateways, r.Tunnels, r.Load, f.opts.Now()
+	f.takeImage(s, r.Image)
+	s.again = map[string]core.ObservedMember{}
+	todo := toStore{hashes: map[*member]string{}}
+	for _, o := range r.Members {
+		m := f.live[o.ID]
+		if m == nil || m.Generation != o.Generation || m.Host != s.info.Name {
+			continue
+		}
+		if o.JoinTokenHash != "" && o.JoinTokenHash != m.joinHash {
+			m.joinHash, m.joinStored = o.JoinTokenHash, false
+			todo.hashes[m], s.again[m.ID] = o.JoinTokenHash, o
+		}
+		if m.seenBy = nil; o.Present {
+			m.seenBy = s
+		}
+		f.observe(m, o)
+		m.obtained = o.Address
+	}
+	for m := range f.leaving {
+		if r.Complete && m.Host == s.info.Name && r.Version >= m.leavingVersion && m.seenBy != s {
+			todo.gone = append(todo.gone, m)
+		}
+	}
+	f.broadcast()
+	return todo
+}
+
+// act writes what a report asks for.
+func (f *Fleet) act(ctx context.Context, s *session, todo toStore) {
+	for m, hash := range todo.hashes {
+		f.storeHash(ctx, m, hash)
+	}
+	for _, m := range todo.gone {
+		if err := f.confirmGone(ctx, m, end{reason: "host " + s.info.Name + " confirmed the teardown", confirmed: true}); err != nil && ctx.Err() == nil {
+			f.log.Warn("a teardown could not be stored; the host's next report brings it again", "member", m.ID, "error", err)
+		}
+	}
+	f.adoptAll(ctx) // last: an address that a member has just lost may be one that another has obtained
+}
+
+// takeImage notes which program a host starts. With another one, what came to nothing is tried
+// again at once. The caller holds mu.
+func (f *Fleet) takeImage(s *session, image string) {
+	if s.info.Image == image {
+		return
+	}
+	s.info.Image = image
+	if image == "" {
+		return // the host can't tell now
+	}
+	for _, l := range f.lives {
+		l.attempts, l.stuck = 0, ""
+	}
+	f.hurry()
+}
+
+// observe takes in what a host says of one member. The caller holds mu.
+func (f *Fleet) observe(m *member, o core.ObservedMember) {
+	m.hostPhases, m.Image = o.Phases, o.Image
+	switch {
+	case o.Exit != "" && !o.Running && m.State != core.MemberLeaving && m.condemned == "":
+		f.condemn(m, o.Exit)
+		f.log.Warn("member ended", "member", m.ID, "gateway", m.Gateway, "reason", o.Exit)
+		f.dirty[m.ID] = true
+	case o.Running && m.State == core.MemberPlaced:
+		m.State = core.MemberInjected
+		if m.injectedAt.IsZero() {
+			m.injectedAt = f.opts.Now()
+		}
+		f.dirty[m.ID] = true
+		f.settle(m, "host "+m.Host+" reports it as running")
+	}
+}
+
+func (f *Fleet) storeHash(ctx context.Context, m *member, hash string) {
+	err := f.opts.Store.Write(ctx, func(tx store.Tx) error { return tx.SetJoinHash(m.ID, m.Generation, hash) })
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case errs.ClassOf(err) == errs.Conflict && m.State != core.MemberLeaving && m.condemned == "":
+		f.condemn(m, injectedAgain) // it has joined before, with another token: this one can't
+	case err != nil:
+		f.log.Warn("a member's join token could not be stored", "member", m.ID, "error", err)
+		m.joinHash = "" // the next report tries again
+	default:
+		m.joinStored = m.joinHash == hash
+	}
+}
