@@ -72,7 +72,7 @@ func (n *Network) sort(cfg hostnet.Config) *round {
 		goals: map[string]core.GoalVNet{}, ports: map[string]map[hostnet.PortKey]hostnet.Port{},
 		requests: map[string]map[hostnet.PortKey]hostnet.Port{}, prepared: cfg.Prepared,
 	}
-	names := map[string]string{}
+	names, addresses := map[string]string{}, map[leasedAddress]string{}
 	for _, g := range cfg.VNets {
 		name := n.names.vnet(g.UID)
 		if other, ok := names[name]; ok {
@@ -83,11 +83,11 @@ func (n *Network) sort(cfg hostnet.Config) *round {
 	}
 	tunnels := map[netip.Addr]string{}
 	for _, p := range cfg.Ports {
-		if err := r.checkPort(p, tunnels); err != nil {
+		if err := r.checkPort(p, tunnels, addresses); err != nil {
 			r.refuse("member "+p.Member, err)
 			continue
 		}
-		tunnels[p.TunnelAddress] = p.Member
+		tunnels[p.TunnelAddress], addresses[leasedAddress{p.VNetUID, p.Address}] = p.Member, p.Member
 		into := r.ports
 		if !p.Address.IsValid() {
 			into = r.requests
@@ -104,7 +104,13 @@ func (r *round) refuse(object string, err error) {
 	r.problems = append(r.problems, hostnet.Problem{Object: object, Err: err})
 }
 
-func (r *round) checkPort(p hostnet.Port, tunnels map[netip.Addr]string) error {
+// leasedAddress is an address in a virtual network.
+type leasedAddress struct {
+	vnet string
+	netip.Addr
+}
+
+func (r *round) checkPort(p hostnet.Port, tunnels map[netip.Addr]string, addresses map[leasedAddress]string) error {
 	goal, ok := r.goals[p.VNetUID]
 	if !ok {
 		return errs.New(errs.NotFound, "its virtual network %s is not on this host", p.VNetUID)
@@ -128,10 +134,8 @@ func (r *round) checkPort(p hostnet.Port, tunnels map[netip.Addr]string) error {
 	if other, ok := tunnels[p.TunnelAddress]; ok {
 		return errs.New(errs.Conflict, "the tunnel address %s is that of member %s", p.TunnelAddress, other)
 	}
-	for _, o := range r.ports[p.VNetUID] {
-		if o.Address == p.Address {
-			return errs.New(errs.Conflict, "the address %s is leased to member %s", p.Address, o.Member)
-		}
+	if other, ok := addresses[leasedAddress{p.VNetUID, p.Address}]; ok {
+		return errs.New(errs.Conflict, "the address %s is leased to member %s", p.Address, other)
 	}
 	return nil
 }
