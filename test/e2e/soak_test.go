@@ -181,13 +181,13 @@ func (s *soak) settledCounts(t *testing.T) counts {
 		return len(s.containers()) == 1 && len(s.spaces("m")) == 1 && len(s.spaces("b")) == 1
 	})
 	least := counts{}
-	for range 20 {
+	for range 5 {
 		for what, n := range s.count(t) {
 			if old, ok := least[what]; !ok || n < old {
 				least[what] = n
 			}
 		}
-		time.Sleep(200 * time.Millisecond)
+		time.Sleep(500 * time.Millisecond)
 	}
 	return least
 }
