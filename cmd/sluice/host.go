@@ -51,7 +51,7 @@ func (f *hostFlags) add(cmd *cobra.Command) {
 // addMachine adds the flags of every command that works on the machine.
 func (f *hostFlags) addMachine(cmd *cobra.Command) {
 	fl := cmd.Flags()
-	fl.StringVar(&f.program, "gateway-program", beside("sluice-gateway"), "the static program that members run")
+	fl.StringVar(&f.program, "gateway-program", beside("sluice-gateway"), "the static program that members run; when the file is replaced, they are replaced one after the other")
 	fl.StringVar(&f.runtime, "runtime", "runc", "OCI runtime that runs members")
 	fl.StringVar(&f.runDir, "run-dir", "/run/sluice", "where this host keeps what lasts until a reboot; what it makes on the machine is named after it")
 }
