@@ -475,3 +475,23 @@ func (w *world) settle() {
 		w.t.Errorf("too little happened: %v", w.done)
 	}
 }
+
+// What a connection of a host says that another one has replaced counts for nothing.
+func TestReportOfAReplacedConnection(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.host("h", func(h *scripted) { h.keep = true })
+	r.wake("a test asked")
+	m := r.ready()[0]
+	r.fleet.Abandon(corpBI.Name, tenant, "a test asked")
+	leaves := func() bool {
+		all := r.fleet.Members(tenant)
+		return len(all) == 1 && all[0].State == core.MemberLeaving && !r.fleet.Behind(t.Context(), "h")
+	}
+	r.eventually("it leaves", leaves)
+	gone := core.HostReport{Host: "h", Version: 1 << 40, Complete: true}
+	r.fleet.report(t.Context(), &session{info: core.Host{Name: "h"}}, gone)
+	if !leaves() {
+		t.Errorf("member %s was confirmed to be gone by a connection that is over", m.ID)
+	}
+}

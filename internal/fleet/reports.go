@@ -112,9 +112,7 @@ func (f *Fleet) take(s *session, r core.HostReport) toStore {
 
 // act writes what a report asks for.
 func (f *Fleet) act(ctx context.Context, s *session, todo toStore) {
-	for m, hash := range todo.hashes {
-		f.storeHash(ctx, m, hash)
-	}
+	f.storeHashes(ctx, todo.hashes)
 	for _, m := range todo.gone {
 		if err := f.confirmGone(ctx, m, end{reason: "host " + s.info.Name + " confirmed the teardown", confirmed: true}); err != nil && ctx.Err() == nil {
 			f.log.Warn("a teardown could not be stored; the host's next report brings it again", "member", m.ID, "error", err)
@@ -157,17 +155,38 @@ func (f *Fleet) observe(m *member, o core.ObservedMember) {
 	}
 }
 
-func (f *Fleet) storeHash(ctx context.Context, m *member, hash string) {
-	err := f.opts.Store.Write(ctx, func(tx store.Tx) error { return tx.SetJoinHash(m.ID, m.Generation, hash) })
+// storeHashes stores the hashes of tokens that a host vouches for, all in one transaction: the
+// members may be waiting for it.
+func (f *Fleet) storeHashes(ctx context.Context, hashes map[*member]string) {
+	if len(hashes) == 0 {
+		return
+	}
+	used := map[*member]bool{}
+	err := f.opts.Store.Write(ctx, func(tx store.Tx) error {
+		clear(used)
+		for m, hash := range hashes {
+			switch err := tx.SetJoinHash(m.ID, m.Generation, hash); {
+			case errs.ClassOf(err) == errs.Conflict:
+				used[m] = true
+			case err != nil:
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		f.log.Warn("members' join tokens could not be stored, the host's next report brings them again", "members", len(hashes), "error", err)
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	switch {
-	case errs.ClassOf(err) == errs.Conflict && m.State != core.MemberLeaving && m.condemned == "":
-		f.condemn(m, injectedAgain) // it has joined before, with another token: this one can't
-	case err != nil:
-		f.log.Warn("a member's join token could not be stored", "member", m.ID, "error", err)
-		m.joinHash = "" // the next report tries again
-	default:
-		m.joinStored = m.joinHash == hash
+	for m, hash := range hashes {
+		switch {
+		case err != nil:
+			m.joinHash = ""
+		case used[m] && m.State != core.MemberLeaving && m.condemned == "":
+			f.condemn(m, injectedAgain) // it has joined before, with another token: this one can't
+		case !used[m]:
+			m.joinStored = m.joinHash == hash
+		}
 	}
 }

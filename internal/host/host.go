@@ -74,7 +74,8 @@ type Host struct {
 	sum      core.GoalSum    // of goal
 	askAll   bool            // the service is to send all of it
 	acted    int64
-	boxes    map[string]*box // by sandbox ID
+	boxes    map[string]*box       // by sandbox ID
+	tokens   map[string]*joinToken // of members that have no sandbox yet, by its ID
 	ports    map[hostnet.PortKey]string
 	going    map[hostnet.PortKey]bool       // taken out of the network, perhaps not gone yet
 	leased   map[hostnet.PortKey]netip.Addr // by DHCP; invalid for those that wait
@@ -129,7 +130,7 @@ func New(opts Options) *Host {
 	return &Host{
 		opts: opts, log: opts.Logger,
 		kick: make(chan struct{}, 1), say: make(chan struct{}, 1), look: make(chan struct{}, 1), fill: make(chan struct{}, 1), pool: newPool(opts),
-		boxes: map[string]*box{}, going: map[hostnet.PortKey]bool{}, lost: map[hostnet.PortKey]string{}, stale: true,
+		boxes: map[string]*box{}, tokens: map[string]*joinToken{}, going: map[hostnet.PortKey]bool{}, lost: map[hostnet.PortKey]string{}, stale: true,
 	}
 }
 

@@ -255,6 +255,30 @@ func TestGoalBecomesTrue(t *testing.T) {
 	})
 }
 
+// The service hears of a member's join token before there is anything of the member, and
+// the member gets that very token.
+func TestTokenIsToldBeforeTheNetworkIsMade(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.net.Fail("member m-1", errors.New("no more veths"))
+	r.start()
+	r.want(1)
+	var told core.ObservedMember
+	r.eventually("the token's hash is told", func() (ok bool) { told, ok = r.observed("m-1"); return ok && told.JoinTokenHash != "" })
+	if told.Present || told.Running {
+		t.Errorf("of a member of which there is nothing: %+v", told)
+	}
+	r.net.Fail("member m-1", nil)
+	r.eventually("it runs", func() bool { return r.exists(1) })
+	var boot memberapi.Boot
+	spec, _ := r.boxes.Spec("m-1-1")
+	if err := json.Unmarshal(spec.Boot, &boot); err != nil || hashToken(boot.JoinToken) != told.JoinTokenHash {
+		t.Errorf("its boot document has another token (%v)", err)
+	}
+	r.want()
+	r.eventually("nothing is told of it any more", func() bool { _, ok := r.observed("m-1"); return !ok && r.lastReport().Version == 2 })
+}
+
 func TestRestartDisturbsNothing(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

@@ -253,6 +253,7 @@ func (h *Host) report() core.HostReport {
 			}
 		}
 	}
+	h.observeTokens(&r)
 	h.observeLeases(&r)
 	return r
 }

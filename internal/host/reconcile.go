@@ -2,10 +2,6 @@ package host
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/sha256"
-	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -69,6 +65,7 @@ func (h *Host) reconcile(ctx context.Context) {
 		want[sandboxID(m.ID, m.Generation)] = m
 	}
 	h.stopUnwanted(ctx, want)
+	h.issueTokens(want)
 	begun := time.Now()
 	status, err := h.opts.Network.Set(ctx, h.config(ctx, goal, want))
 	if ctx.Err() != nil {
@@ -303,10 +300,14 @@ func (h *Host) startWanted(ctx context.Context, want map[string]core.GoalMember,
 			continue
 		}
 		token := newToken()
+		if t := h.tokens[id]; t != nil {
+			token = t.secret
+			delete(h.tokens, id)
+		}
 		b := &box{id: id, member: m.ID, generation: m.Generation, state: boxStarting, port: port, joinHash: hashToken(token)}
 		b.phases = []core.Phase{{Name: "network", Duration: network}}
 		h.boxes[id] = b
-		poke(h.say) // the service learns the token's hash while the container starts
+		poke(h.say)
 		blank := h.takePromised(port.Key())
 		h.work.Go(func() { h.startBox(ctx, b, m, netns, token, blank) })
 	}
@@ -374,16 +375,4 @@ func WithDefaults(s core.MemberSize) core.MemberSize {
 
 func sandboxID(member string, generation int64) string {
 	return member + "-" + strconv.FormatInt(generation, 10)
-}
-
-// newToken returns a one-time join token of 256 random bits.
-func newToken() string {
-	var raw [32]byte
-	_, _ = rand.Read(raw[:]) // never fails: crypto/rand ends the process instead
-	return base64.RawURLEncoding.EncodeToString(raw[:])
-}
-
-func hashToken(token string) string {
-	sum := sha256.Sum256([]byte(token))
-	return hex.EncodeToString(sum[:])
 }
