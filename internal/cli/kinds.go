@@ -89,7 +89,7 @@ func (k kind) table(w io.Writer, items []json.RawMessage) error {
 // lookup finds "status.state" in an object.
 func lookup(object map[string]any, path string) any {
 	var at any = object
-	for _, part := range strings.Split(path, ".") {
+	for part := range strings.SplitSeq(path, ".") {
 		m, ok := at.(map[string]any)
 		if !ok {
 			return nil

@@ -341,13 +341,13 @@ func (w *world) lose(m *machine) bool {
 		}
 		released = true
 		if err := w.fleet.Release(context.Background(), l, "lost", func(store.Tx, core.Lease) error { return nil }); err != nil {
-			w.fatal("release %s: %v", l.Address, err)
+			w.fatalf("release %s: %v", l.Address, err)
 		}
 	}
 	return released
 }
 
-func (w *world) fatal(format string, args ...any) {
+func (w *world) fatalf(format string, args ...any) {
 	w.t.Helper()
 	from := max(0, len(w.trace)-40)
 	for _, line := range w.trace[from:] {
@@ -376,11 +376,11 @@ func (w *world) check() {
 	for _, m := range w.machines {
 		for k, g := range m.here {
 			if other, taken := holders[g.Address]; taken {
-				w.fatal("%s is had by %s and by %s", g.Address, other, k)
+				w.fatalf("%s is had by %s and by %s", g.Address, other, k)
 			}
 			holders[g.Address] = k
 			if l := rows[g.Address]; l.Ended() || key(l.Member, l.Generation) != k {
-				w.fatal("%s exists with %s, whose lease is %+v", k, g.Address, l)
+				w.fatalf("%s exists with %s, whose lease is %+v", k, g.Address, l)
 			}
 		}
 	}
@@ -389,7 +389,7 @@ func (w *world) check() {
 		if known && (before.Member != l.Member || before.Generation != l.Generation) {
 			w.done["changes of owner"]++
 			if !before.Ended() || l.AcquiredAt.Before(w.ended[a].Add(rests)) {
-				w.fatal("%s went from %+v to %+v", a, before, l)
+				w.fatalf("%s went from %+v to %+v", a, before, l)
 			}
 		}
 		if l.Ended() && !before.Ended() {
@@ -412,7 +412,7 @@ func (w *world) checkIndex(rows map[netip.Addr]core.Lease) {
 			taken := row && (!l.Ended() || w.clock().Before(l.ReusableAt))
 			next, ok := sp.pool.Next(a.Prev(), w.clock())
 			if free := ok && next == a; free == taken {
-				w.fatal("the index says that %s is free: %v; the store has %+v", a, free, l)
+				w.fatalf("the index says that %s is free: %v; the store has %+v", a, free, l)
 			}
 		}
 	}
@@ -448,7 +448,7 @@ func (w *world) settle() {
 		}
 		for _, row := range w.fleet.Members("") {
 			if err := w.fleet.remove(context.Background(), w.fleet.live[row.ID], "the end"); err != nil {
-				w.fatal("remove: %v", err)
+				w.fatalf("remove: %v", err)
 			}
 		}
 		for _, m := range w.machines {
@@ -468,7 +468,7 @@ func (w *world) settle() {
 		}
 	}
 	if err != nil {
-		w.fatal("%v", err)
+		w.fatalf("%v", err)
 	}
 	w.t.Logf("%v", w.done)
 	if w.done["changes of owner"] < 10 {

@@ -332,9 +332,9 @@ func (f *Fleet) runSchedules() {
 	if len(f.hosts) == 0 {
 		return
 	}
-	any := false
+	scheduled := false
 	for _, l := range f.lives {
-		any = any || len(l.schedule) > 0
+		scheduled = scheduled || len(l.schedule) > 0
 		e, due := schedule.Due(l.schedule, f.checked, now)
 		switch {
 		case !due:
@@ -345,7 +345,7 @@ func (f *Fleet) runSchedules() {
 		}
 	}
 	f.checked = now
-	if any && now.Sub(f.checkedStored).Abs() >= time.Minute {
+	if scheduled && now.Sub(f.checkedStored).Abs() >= time.Minute {
 		f.checkedStored = now
 		f.wg.Go(func() { f.storeChecked(now) })
 	}
