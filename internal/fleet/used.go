@@ -50,7 +50,9 @@ func (f *Fleet) saveUsed(due bool) {
 	if err != nil {
 		f.log.Warn("it could not be stored when gateways were used last, will try again", "error", err)
 		f.mu.Lock()
-		f.used = nil
+		for uid := range f.used {
+			f.used[uid] = time.Time{}
+		}
 		f.mu.Unlock()
 	}
 }

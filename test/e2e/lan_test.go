@@ -109,7 +109,15 @@ func ask(s *stack.Stack, source, sql string) (string, stack.Result) {
 	return strings.TrimSpace(rest), r
 }
 
-// wantAnswer asks until the answer is the wanted one: hosts act on an apply a moment after it.
+// wantAnswerAtOnce asks once: an apply waits until hosts have acted on it.
+func wantAnswerAtOnce(t *testing.T, s *stack.Stack, source, sql, want string) {
+	t.Helper()
+	if got, r := ask(s, source, sql); r.Exit != 0 || got != want {
+		t.Errorf("%s on %s: %q, want %q; exit status %d\n%s", sql, source, got, want, r.Exit, r.Err)
+	}
+}
+
+// wantAnswer asks until the answer is the wanted one: what lies beyond a host may take its time.
 func wantAnswer(t *testing.T, s *stack.Stack, source, sql, want string) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {

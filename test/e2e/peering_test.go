@@ -74,8 +74,8 @@ autoPause: never
 
 	s.Apply(hub("lab", "corp"))
 	wantPeering(t, s, "hub Connected")
-	wantAnswer(t, s, "hub", "select current_database()", "orders")
-	wantAnswer(t, s, "hub-address", "select 41 + 1", "42")
+	wantAnswerAtOnce(t, s, "hub", "select current_database()", "orders")
+	wantAnswerAtOnce(t, s, "hub-address", "select 41 + 1", "42")
 	check := s.Must("check", "-g", gateway, "--to", fmt.Sprintf("db.hub.internal:%d", f.pg.Port))
 	if !strings.Contains(check, "rules: allowed") || !strings.Contains(check, "route: Peering hub") || !strings.Contains(check, "probe: connected") {
 		t.Errorf("the check says\n%s", check)

@@ -32,7 +32,7 @@ func TestRouteTables(t *testing.T) {
 	}
 
 	table(closed, server)
-	wantAnswer(t, c.Stack, "partner", "select current_database()", "orders")
+	wantAnswerAtOnce(t, c.Stack, "partner", "select current_database()", "orders")
 	check := c.Must("check", "-g", gateway, "--to", fmt.Sprintf("%s:%d", f.server, f.pg.Port))
 	if !strings.Contains(check, "NAT gateway egress") || !strings.Contains(check, "route private/partner") || !strings.Contains(check, "probe: connected") {
 		t.Errorf("the check of the exception says\n%s", check)
@@ -48,5 +48,5 @@ func TestRouteTables(t *testing.T) {
 	if took := time.Since(begun); took > 5*time.Second {
 		t.Errorf("the query took %s to say so", took)
 	}
-	wantAnswer(t, c.Stack, "partner", "select 41 + 1", "42")
+	wantAnswerAtOnce(t, c.Stack, "partner", "select 41 + 1", "42")
 }
