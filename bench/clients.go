@@ -75,7 +75,7 @@ func fetchFlight(ctx context.Context, j job) (got fetched, err error) {
 	if err != nil {
 		return got, err
 	}
-	defer c.Close() //nolint:errcheck // all was read
+	defer c.Close()                          //nolint:errcheck // all was read
 	c.headers.Set("sluice-class", "refresh") // which has no row limit
 	return got, c.query(ctx, j.SQL, got.use)
 }

@@ -113,7 +113,7 @@ func (e *env) throttle(m core.Member) error {
 	quota := fmt.Sprintf("%d", int(slowShare*period))
 	v1 := filepath.Join("/sys/fs/cgroup/cpu", group)
 	if _, err := os.Stat(v1); err == nil {
-		return errors.Join(os.WriteFile(filepath.Join(v1, "cpu.cfs_period_us"), []byte(fmt.Sprint(period)), 0),
+		return errors.Join(os.WriteFile(filepath.Join(v1, "cpu.cfs_period_us"), fmt.Append(nil, period), 0),
 			os.WriteFile(filepath.Join(v1, "cpu.cfs_quota_us"), []byte(quota), 0))
 	}
 	return os.WriteFile(filepath.Join("/sys/fs/cgroup", group, "cpu.max"), []byte(quota+" "+fmt.Sprint(period)), 0)

@@ -81,4 +81,4 @@ func first(candidates ...error) error {
 	return nil
 }
 
-func say(w io.Writer, format string, args ...any) { fmt.Fprintf(w, format+"\n", args...) }
+func sayf(w io.Writer, format string, args ...any) { fmt.Fprintf(w, format+"\n", args...) }

@@ -234,7 +234,7 @@ func (s *runningService) announce(ctx context.Context) error {
 		return err
 	}
 	if !token.IsZero() {
-		say(os.Stderr, "administrator's token, shown this once (SLUICE_TOKEN for clients over TCP):\n\n    %s\n", token.Reveal())
+		sayf(os.Stderr, "administrator's token, shown this once (SLUICE_TOKEN for clients over TCP):\n\n    %s\n", token.Reveal())
 	}
 	s.log.Info("service ready", "http", s.http.Addr(), "flight", s.flightL.Addr(), "hosts", s.hostsL.Addr(), "socket", s.flags.socket, "data", s.flags.dataDir)
 	return nil

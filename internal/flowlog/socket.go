@@ -141,7 +141,7 @@ func (s *socket) ask(group uint16, attrs ...*nl.RtAttr) error {
 	if err := s.file.SetReadDeadline(time.Now().Add(requestTimeout)); err != nil {
 		return err
 	}
-	defer s.file.SetReadDeadline(time.Time{})
+	defer func() { _ = s.file.SetReadDeadline(time.Time{}) }()
 	answer := unix.ETIMEDOUT
 	read := func(m syscall.NetlinkMessage) {
 		if m.Header.Type == unix.NLMSG_ERROR && m.Header.Seq == req.Seq && len(m.Data) >= 4 {

@@ -56,7 +56,7 @@ func (p *Pool) index(a netip.Addr) (int, bool) {
 
 func (p *Pool) address(i int) netip.Addr {
 	var b [4]byte
-	binary.BigEndian.PutUint32(b[:], p.first+uint32(i)) //nolint:gosec // i < size, and the last address is one
+	binary.BigEndian.PutUint32(b[:], p.first+uint32(i)) // i < size, and the last address is one
 	return netip.AddrFrom4(b)
 }
 

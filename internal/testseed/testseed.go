@@ -17,7 +17,7 @@ func Of(t testing.TB) uint64 {
 	switch text := os.Getenv("SLUICE_SEED"); text {
 	case "":
 	case "random":
-		seed = rand.Uint64() >> 1 //nolint:gosec // no secret
+		seed = rand.Uint64() >> 1 // no secret
 	default:
 		n, err := strconv.ParseUint(text, 10, 64)
 		if err != nil {

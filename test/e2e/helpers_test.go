@@ -138,7 +138,7 @@ func (c *corp) applyExample() string {
 }
 
 // rewrite changes the example's copy by replacing text, which must be there.
-func (c *corp) rewrite(file, old, new string) {
+func (c *corp) rewrite(file, old, with string) {
 	c.t.Helper()
 	path := filepath.Join(c.Example, file)
 	text, err := os.ReadFile(path)
@@ -148,7 +148,7 @@ func (c *corp) rewrite(file, old, new string) {
 	if !strings.Contains(string(text), old) {
 		c.t.Fatalf("%s does not contain %q", file, old)
 	}
-	if err := os.WriteFile(path, []byte(strings.ReplaceAll(string(text), old, new)), 0o644); err != nil {
+	if err := os.WriteFile(path, []byte(strings.ReplaceAll(string(text), old, with)), 0o644); err != nil {
 		c.t.Fatal(err)
 	}
 }

@@ -77,6 +77,7 @@ func (c *corp) procPID(name string) int {
 	p := c.Proc(name)
 	if p == nil {
 		c.t.Fatalf("%s does not run", name)
+		return 0
 	}
 	return p.Cmd.Process.Pid
 }

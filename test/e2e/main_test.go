@@ -20,7 +20,7 @@ import (
 
 // The process's first thread, which /proc/self stands for, belongs to the main goroutine: no
 // other one can take it along into a namespace and end there, since a first thread never ends.
-func init() { runtime.LockOSThread() }
+func init() { runtime.LockOSThread() } //nolint:gochecknoinits // main runs too late
 
 func TestMain(m *testing.M) {
 	skew.Main()

@@ -138,7 +138,7 @@ func (e *endpoint) report(ok bool, what string, err error) {
 // shut ends the listener. Connections go on: they are the splicer's.
 func (e *endpoint) shut() {
 	e.cancel()
-	e.l.Close()
+	_ = e.l.Close()
 	e.work.Wait()
 }
 
@@ -168,8 +168,8 @@ func (n *Network) sweepConnections() error {
 }
 
 func reset(c *net.TCPConn) {
-	c.SetLinger(0)
-	c.Close()
+	_ = c.SetLinger(0)
+	_ = c.Close()
 }
 
 // dialHost dials from the host's own namespace.

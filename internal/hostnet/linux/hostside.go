@@ -359,7 +359,7 @@ func (h *hostSide) pickTransit(seed string, taken map[netip.Addr]bool) (netip.Ad
 // hash22 is a number below 2^22, not the first or the last.
 func hash22(parts ...string) uint32 {
 	var v uint32
-	fmt.Sscanf(digest(8, parts...), "%x", &v)
+	_, _ = fmt.Sscanf(digest(8, parts...), "%x", &v)
 	return 1 + v%(1<<22-2)
 }
 

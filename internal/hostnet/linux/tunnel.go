@@ -141,7 +141,7 @@ func (n *Network) openTunnel(ctx context.Context) (*tunnel, error) {
 		t.listener, err = n.listenForTunnels(ctx, at)
 	}
 	if err != nil {
-		t.close()
+		_ = t.close()
 		return nil, err
 	}
 	return t, nil

@@ -122,7 +122,7 @@ func raiseAll(ctx context.Context, ends []end) ([]netlink.Link, error) {
 // is long beside the tenths that an interface takes.
 func nap(try int) {
 	if try < 20 {
-		unix.Nanosleep(&unix.Timespec{Nsec: 50_000}, nil)
+		_ = unix.Nanosleep(&unix.Timespec{Nsec: 50_000}, nil)
 		return
 	}
 	time.Sleep(2 * time.Millisecond)

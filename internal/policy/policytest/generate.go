@@ -24,7 +24,7 @@ func NewGenerator(seed uint64, maxRules int) *Generator {
 	if maxRules == 0 {
 		maxRules = 8
 	}
-	return &Generator{random: rand.New(rand.NewPCG(seed, 26)), net: Network(), maxRules: maxRules} //nolint:gosec // repeatable is the point
+	return &Generator{random: rand.New(rand.NewPCG(seed, 26)), net: Network(), maxRules: maxRules} // repeatable is the point
 }
 
 func (g *Generator) pick(from ...string) string { return from[g.random.IntN(len(from))] }

@@ -33,7 +33,7 @@ func (r *Runtime) Prepare(ctx context.Context, id, netns string) error {
 	}
 	if !r.keepBlank(id, boot) {
 		p.close()
-		boot.Close() //nolint:errcheck // nothing was written to it
+		boot.Close() // nothing was written to it
 		return r.undo(ctx, id, errs.New(errs.Cancelled, "prepare sandbox %s: the runtime was closed", id))
 	}
 	r.watch(id, p)

@@ -128,5 +128,5 @@ func killManager(t *testing.T, i *installation, specs []sandbox.Spec, after time
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	cmd.Wait() //nolint:errcheck // it was killed
+	cmd.Wait() // it was killed
 }

@@ -159,7 +159,7 @@ func (r *Runtime) Stop(ctx context.Context, id string) error {
 	}
 	r.unwatch(id)
 	if boot := r.takeBlank(id); boot != nil {
-		boot.Close() //nolint:errcheck // nothing was written to it
+		boot.Close() // nothing was written to it
 	}
 	if !r.exists(id) {
 		return nil
@@ -223,7 +223,7 @@ func (r *Runtime) Close() error {
 	r.watches, r.blanks = map[string]*watch{}, map[string]*os.File{}
 	r.mu.Unlock()
 	for _, boot := range blanks {
-		boot.Close() //nolint:errcheck // nothing was written to it
+		boot.Close() // nothing was written to it
 	}
 	for _, w := range watches {
 		w.end()

@@ -449,7 +449,7 @@ func TestDamage(t *testing.T) {
 		if err := bystander.Process.Kill(); err != nil {
 			t.Errorf("a process that is none of ours was ended: %v", err)
 		}
-		bystander.Wait() //nolint:errcheck // it was killed
+		bystander.Wait() // it was killed
 	})
 	for name, damage := range map[string]func(r *Runtime, id string) error{
 		"the runtime's state is garbage": func(r *Runtime, id string) error {

@@ -111,7 +111,7 @@ func namespaces(netns string) []specs.LinuxNamespace {
 // two sandboxes one pair; other namespaces part them all the same.
 func idMappings(id string) []specs.LinuxIDMapping {
 	h := fnv.New32a()
-	h.Write([]byte(id)) //nolint:errcheck // a hash does not fail
+	h.Write([]byte(id)) // a hash does not fail
 	base := uint32(idBase) + h.Sum32()%idSpan*2
 	return []specs.LinuxIDMapping{
 		{ContainerID: 0, HostID: base, Size: 1},

@@ -65,7 +65,7 @@ func (r *Runtime) launch(ctx context.Context, spec sandbox.Spec, rec record) (p 
 		}
 	}()
 	err = r.run(ctx, spec.ID, b, reader)
-	reader.Close() //nolint:errcheck // the sandbox has its own copy
+	reader.Close() // the sandbox has its own copy
 	if err != nil {
 		return nil, nil, r.startError(spec.ID, err)
 	}
@@ -141,7 +141,7 @@ func writeBoot(ctx context.Context, w *os.File, boot []byte) error {
 	if err := w.SetWriteDeadline(time.Now().Add(bootTimeout)); err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { w.SetWriteDeadline(time.Unix(1, 0)) }) //nolint:errcheck // it just worked
+	stop := context.AfterFunc(ctx, func() { w.SetWriteDeadline(time.Unix(1, 0)) }) // it just worked
 	defer stop()
 	_, err := w.Write(boot)
 	if ctx.Err() != nil {

@@ -46,7 +46,7 @@ func networkTries() map[string]func() error {
 		"take an address":               func() error { return netlinkRequest(unix.RTM_NEWADDR) },
 		"take a route":                  func() error { return netlinkRequest(unix.RTM_NEWROUTE) },
 		"change a neighbour":            func() error { return netlinkRequest(unix.RTM_NEWNEIGH) },
-		"change the rules of packets":   func() error { return socketFilterTable() },
+		"change the rules of packets":   socketFilterTable,
 	}
 	return out
 }
