@@ -101,20 +101,28 @@ func (m *member) leaves() bool {
 // settle notes what a change of a member has made of it and of its gateway. The caller
 // holds mu.
 func (f *Fleet) settle(m *member, reason string) {
+	if m.told == "" { // it may have dialled back before the one who placed it comes to say so
+		f.noteMember(m, lifecycle.Placed, placedWhere(m.Member))
+	}
 	facts := lifecycle.MemberFacts{Stored: m.State, Draining: m.draining}
 	if event, changed := lifecycle.OfMember(m.told, facts); changed {
-		next, _ := lifecycle.Members.Next(m.told, event)
-		f.note(core.Transition{
-			Tenant: m.Tenant, Of: core.TransitionOfMember, UID: m.ID, GatewayUID: m.GatewayUID,
-			From: string(m.told), To: string(next), Event: string(event), Reason: reason,
-		})
-		m.told = next
+		f.noteMember(m, event, reason)
 	}
 	l := f.lifeOf(m)
 	if facts := f.facts(l); facts.Ready == 0 && !facts.Pausing && !facts.Waking && !facts.Failed {
 		l.cause = fmt.Sprintf("member %s: %s", m.ID, reason) // what left nothing running
 	}
 	f.settleGateway(l)
+}
+
+// noteMember notes a change of a member. The caller holds mu.
+func (f *Fleet) noteMember(m *member, event lifecycle.Event, reason string) {
+	next, _ := lifecycle.Members.Next(m.told, event)
+	f.note(core.Transition{
+		Tenant: m.Tenant, Of: core.TransitionOfMember, UID: m.ID, GatewayUID: m.GatewayUID,
+		From: string(m.told), To: string(next), Event: string(event), Reason: reason,
+	})
+	m.told = next
 }
 
 // settleGateway notes what the facts have made of a gateway. The caller holds mu.

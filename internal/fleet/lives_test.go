@@ -121,3 +121,25 @@ func (h *scripted) say(m core.Member, exit string) {
 		{ID: m.ID, Generation: m.Generation, Present: true, Exit: exit, Image: h.images[m.ID]},
 	}}})
 }
+
+// A host may be sent a goal state with a new member, and the member dial back, before the one
+// who placed it has noted that.
+func TestMemberThatIsReadyBeforeItsPlacingIsNoted(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	row := core.Member{
+		ID: "m-quick", Tenant: tenant, Gateway: corpBI.Name, GatewayUID: corpBI.UID, Host: "h", Generation: 1, State: core.MemberPlaced,
+	}
+	m := &member{Member: row, since: time.Now()}
+	r.fleet.mu.Lock()
+	r.fleet.enlist(m)
+	r.fleet.mu.Unlock()
+	r.fleet.TunnelUp("m-quick", 1)
+	r.fleet.mu.Lock()
+	r.fleet.settle(m, placedWhere(row))
+	r.fleet.mu.Unlock()
+	lines, _ := r.history(core.TransitionOfMember)
+	if want := []string{" -placed-> placed", "placed -dialled back-> ready"}; !slices.Equal(lines, want) {
+		t.Errorf("its history is %q, want %q", lines, want)
+	}
+}
