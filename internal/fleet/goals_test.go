@@ -105,16 +105,16 @@ func (w *followers) send(h *follower, arrives bool) {
 	var msg hostapi.ToHost
 	v, err := w.fleet.next(context.Background(), h.session, h.view, &msg)
 	if err != nil {
-		w.fatal("%v", err)
+		w.fatalf("%v", err)
 	}
 	h.view = v
 	doc, err := json.Marshal(msg)
 	if err != nil {
-		w.fatal("%v", err)
+		w.fatalf("%v", err)
 	}
 	msg = hostapi.ToHost{}
 	if err := json.Unmarshal(doc, &msg); err != nil {
-		w.fatal("%v", err)
+		w.fatalf("%v", err)
 	}
 	switch {
 	case msg.Goal == nil && msg.Delta == nil:
@@ -132,7 +132,7 @@ func (w *followers) send(h *follower, arrives bool) {
 			w.done["networks changed"] += len(msg.Delta.Networks.VNets)
 		}
 		if h.plain {
-			w.fatal("%s was sent a delta and knows none", h.name)
+			w.fatalf("%s was sent a delta and knows none", h.name)
 		}
 		goal, sum, err := h.goal.Apply(*msg.Delta, h.sum)
 		if err != nil {
@@ -150,7 +150,7 @@ func (w *followers) compare(h *follower) {
 	w.t.Helper()
 	whole, err := w.fleet.goal(context.Background(), h.name)
 	if err != nil {
-		w.fatal("%v", err)
+		w.fatalf("%v", err)
 	}
 	if whole.Version != h.goal.Version {
 		return
@@ -158,7 +158,7 @@ func (w *followers) compare(h *follower) {
 	w.done["compared"]++
 	if d := cmp.Diff(whole, *h.goal, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
 		cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmpopts.EquateEmpty()); d != "" {
-		w.fatal("%s does not have goal state %d (-whole +host):\n%s", h.name, whole.Version, d)
+		w.fatalf("%s does not have goal state %d (-whole +host):\n%s", h.name, whole.Version, d)
 	}
 }
 
@@ -182,7 +182,7 @@ func (w *followers) happens(h *follower) {
 		w.fleet.mu.Unlock()
 		for _, m := range leaving {
 			if err := w.fleet.confirmGone(context.Background(), m, end{reason: "test"}); err != nil {
-				w.fatal("%v", err)
+				w.fatalf("%v", err)
 			}
 		}
 	case 8: // a day after they are gone, when every host has long said that it has heard of it
@@ -240,14 +240,14 @@ func (w *followers) catchUp(h *follower) {
 		w.now.Add(int64(hostapi.Silence)) // what was lost on the way is missed by then
 		whole, err := w.fleet.goal(context.Background(), h.name)
 		if err != nil {
-			w.fatal("%v", err)
+			w.fatalf("%v", err)
 		}
 		if whole.Version == h.goal.Version {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	w.fatal("%s does not get to the newest goal state", h.name)
+	w.fatalf("%s does not get to the newest goal state", h.name)
 }
 
 // TestHostsFollowByChanges: whatever happens to members, resources, connections and processes,
