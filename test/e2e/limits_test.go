@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -19,7 +20,10 @@ import (
 
 // meminfo is what a host takes for its machine's memory: a file in the place of
 // /proc/meminfo, as lxcfs gives one to a container.
-type meminfo struct{ file *os.File }
+type meminfo struct {
+	file *os.File
+	run  string // the host's run directory
+}
 
 // set changes it, in one piece and without changing its length.
 func (m *meminfo) set(t *testing.T, totalMiB, availableMiB int) {
@@ -39,7 +43,7 @@ func (c *corp) smallHost(t *testing.T, name string, totalMiB, availableMiB int) 
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { file.Close() })
-	m := &meminfo{file}
+	m := &meminfo{file, own.Run}
 	m.set(t, totalMiB, availableMiB)
 	// "ip" makes the place of named network namespaces one that mount namespaces share.
 	space := "sluice-e2e-shares-" + own.Instance()
@@ -136,6 +140,10 @@ func TestPlacementGoesByWhatHostsHaveLeft(t *testing.T) {
 		on := c.readyOn(t)
 		return len(on) == 2 && on[0] != on[1]
 	})
+	carried := regexp.MustCompile(`(?m)^tunnel +m-\S+ +[1-9]\d* connections to the service, .* [1-9]\d* bytes to the service, [1-9]\d* to the member `)
+	for _, h := range []*meminfo{h1, h2} {
+		eventually(t, 60*time.Second, "the host's status tells what its relay carried", func() bool { return carried.MatchString(c.Must("host", "status", "--run-dir", h.run)) })
+	}
 
 	t.Run("refused at once", func(t *testing.T) {
 		c := c.on(t)
