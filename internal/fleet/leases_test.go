@@ -295,8 +295,8 @@ func benchmarkPlace(b *testing.B, n int) {
 	}
 }
 
-// BenchmarkSendGoal is what each change costs on its way to a host with many members: the
-// goal state read from the store, sent, and understood.
+// BenchmarkSendGoal is what a whole goal state costs on its way to a host with many members:
+// read from the store, sent, and understood. See BenchmarkOneWake for what changes.
 func BenchmarkSendGoal(b *testing.B) {
 	for _, n := range []int{10, 300, 1_000, 5_000} {
 		b.Run(fmt.Sprintf("members=%d", n), func(b *testing.B) {

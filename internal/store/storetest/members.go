@@ -45,61 +45,7 @@ func members() map[string]func(h *harness) {
 			}
 			h.missing(func(tx store.Tx) error { _, err := tx.GetMember("m-2"); return err })
 		},
-		"what changes in a goal state is found by its version": func(h *harness) {
-			changed := func(since int64) (ids []string) {
-				h.read(func(tx store.Tx) error {
-					list, err := tx.ChangedMembers("h1", since)
-					for _, m := range list {
-						ids = append(ids, m.ID+" "+string(m.State))
-					}
-					slices.Sort(ids)
-					return err
-				})
-				return ids
-			}
-			version := int64(0)
-			put := func(m core.Member) {
-				h.write(func(tx store.Tx) (err error) {
-					if version, err = tx.NextGoalVersion(m.Host); err != nil {
-						return err
-					}
-					return tx.PutMember(m)
-				})
-			}
-			one, two, elsewhere := member(1), member(2), member(3)
-			elsewhere.Host = "h2"
-			put(one)
-			put(two)
-			first := version
-			put(elsewhere)
-			h.same([]string{"m-1 placed", "m-2 placed"}, changed(0))
-			h.same([]string(nil), changed(first))
-			one.State, one.Reason, one.ReadyAt = core.MemberReady, "dialled back", now()
-			put(one)
-			h.same([]string(nil), changed(first)) // a goal state says nothing of that
-			for _, change := range []func(m *core.Member){
-				func(m *core.Member) { m.Address = addr(77) },
-				func(m *core.Member) { m.TunnelAddress = addr(78) },
-				func(m *core.Member) { m.Size.CPUs++ },
-				func(m *core.Member) { m.Size.MemoryMiB++ },
-				func(m *core.Member) { m.Subnet += "x" },
-				func(m *core.Member) { m.VNetUID += "x" },
-				func(m *core.Member) { m.Gateway += "x" },
-				func(m *core.Member) { m.Tenant += "x" },
-				func(m *core.Member) { m.Generation++ },
-				func(m *core.Member) { m.State = core.MemberLeaving },
-			} {
-				before := version
-				change(&one)
-				put(one)
-				h.same([]string{"m-1 " + string(one.State)}, changed(before))
-			}
-			before := version
-			one.State = core.MemberGone
-			put(one)
-			h.same([]string(nil), changed(before))
-			h.same([]string{"m-1 gone"}, changed(first))
-		},
+		"what changes in a goal state is found by its version": changesInGoalStates,
 		"an unknown state is refused": func(h *harness) {
 			m := member(1)
 			m.State = "lost"
@@ -294,4 +240,60 @@ func race(h *harness, fn func(i int) func(store.Tx) error) int {
 		}
 	}
 	return won
+}
+
+func changesInGoalStates(h *harness) {
+	changed := func(since int64) (ids []string) {
+		h.read(func(tx store.Tx) error {
+			list, err := tx.ChangedMembers("h1", since)
+			for _, m := range list {
+				ids = append(ids, m.ID+" "+string(m.State))
+			}
+			slices.Sort(ids)
+			return err
+		})
+		return ids
+	}
+	version := int64(0)
+	put := func(m core.Member) {
+		h.write(func(tx store.Tx) (err error) {
+			if version, err = tx.NextGoalVersion(m.Host); err != nil {
+				return err
+			}
+			return tx.PutMember(m)
+		})
+	}
+	one, two, elsewhere := member(1), member(2), member(3)
+	elsewhere.Host = "h2"
+	put(one)
+	put(two)
+	first := version
+	put(elsewhere)
+	h.same([]string{"m-1 placed", "m-2 placed"}, changed(0))
+	h.same([]string(nil), changed(first))
+	one.State, one.Reason, one.ReadyAt = core.MemberReady, "dialled back", now()
+	put(one)
+	h.same([]string(nil), changed(first)) // a goal state says nothing of that
+	for _, change := range []func(m *core.Member){
+		func(m *core.Member) { m.Address = addr(77) },
+		func(m *core.Member) { m.TunnelAddress = addr(78) },
+		func(m *core.Member) { m.Size.CPUs++ },
+		func(m *core.Member) { m.Size.MemoryMiB++ },
+		func(m *core.Member) { m.Subnet += "x" },
+		func(m *core.Member) { m.VNetUID += "x" },
+		func(m *core.Member) { m.Gateway += "x" },
+		func(m *core.Member) { m.Tenant += "x" },
+		func(m *core.Member) { m.Generation++ },
+		func(m *core.Member) { m.State = core.MemberLeaving },
+	} {
+		before := version
+		change(&one)
+		put(one)
+		h.same([]string{"m-1 " + string(one.State)}, changed(before))
+	}
+	before := version
+	one.State = core.MemberGone
+	put(one)
+	h.same([]string(nil), changed(before))
+	h.same([]string{"m-1 gone"}, changed(first))
 }
