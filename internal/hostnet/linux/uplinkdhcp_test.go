@@ -177,6 +177,7 @@ type scriptedDHCP struct {
 	life   time.Duration
 	deaf   bool // answers nothing
 	refuse bool // answers extensions with NAK
+	spare  bool // but not those of the uplink's own address
 	next   byte // the last byte of the next address
 	given  map[string]netip.Addr
 	asked  []string
@@ -214,7 +215,7 @@ func (s *scriptedDHCP) handle(conn net.PacketConn, _ net.Addr, m *dhcpv4.DHCPv4)
 		return
 	case m.MessageType() == dhcpv4.MessageTypeDiscover:
 		kind = dhcpv4.MessageTypeOffer
-	case extends && s.refuse:
+	case extends && s.refuse && !(s.spare && strings.Contains(id, ownClientPrefix)):
 		kind = dhcpv4.MessageTypeNak
 	}
 	if !s.given[id].IsValid() {

@@ -3,6 +3,7 @@ package linux
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 
 	"github.com/sluice-gateway/sluice/internal/dhcp"
@@ -96,8 +97,8 @@ func (n *Network) endResumed(k uplinkKey) map[string]string {
 	return lost
 }
 
-// withdraw takes addresses away whose leases are lost: another may have them. Without its
-// route nothing that a member sends passes the check of its source either.
+// withdraw takes addresses away whose leases are lost: another may have them. A member's
+// interface goes down, so that it sends nothing as that address either.
 func (u *resumed) withdraw(leases []dhcp.Lease) error {
 	states, index := u.pool.States(), u.link.Attrs().Index
 	var failed []error
@@ -109,7 +110,7 @@ func (u *resumed) withdraw(leases []dhcp.Lease) error {
 		for _, err := range []error{
 			u.at.nl.NeighDel(proxy(index, l.Address)),
 			u.at.nl.AddrDel(u.link, &netlink.Addr{IPNet: ip}),
-			u.at.nl.RouteDel(&netlink.Route{Dst: ip, Table: unix.RT_TABLE_MAIN}),
+			u.at.cutOff(ip),
 		} {
 			if err != nil && !gone(err) {
 				failed = append(failed, fmt.Errorf("%s: %w", l.Address, err))
@@ -117,6 +118,21 @@ func (u *resumed) withdraw(leases []dhcp.Lease) error {
 		}
 	}
 	return errors.Join(failed...)
+}
+
+// cutOff takes the interface down that an address is behind.
+func (s *space) cutOff(a *net.IPNet) error {
+	routes, err := retryDump(func() ([]netlink.Route, error) {
+		return s.nl.RouteListFiltered(unix.AF_INET, &netlink.Route{Dst: a, Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_DST|netlink.RT_FILTER_TABLE)
+	})
+	for _, r := range routes {
+		link, failed := s.nl.LinkByIndex(r.LinkIndex)
+		if failed == nil {
+			failed = s.nl.LinkSetDown(link)
+		}
+		err = errors.Join(err, failed)
+	}
+	return err
 }
 
 // hostAddresses lists the host's own.

@@ -83,7 +83,7 @@ func TestUplinkByDHCPGoesOn(t *testing.T) {
 		lost []string
 	}{
 		"it is extended":       {false, nil, nil},
-		"it is refused":        {false, func(s *scriptedDHCP) { s.refuse = true }, []string{"was not extended", "NAK"}},
+		"it is refused":        {false, func(s *scriptedDHCP) { s.refuse, s.spare = true, true }, []string{"was not extended", "NAK"}},
 		"the server is away":   {false, func(s *scriptedDHCP) { s.deaf = true }, []string{"has expired at "}},
 		"the host was too far": {true, nil, []string{"has expired at ", "the host was not there to extend it"}},
 	} {
@@ -135,7 +135,7 @@ func TestUplinkByDHCPGoesOn(t *testing.T) {
 				})
 				return
 			}
-			l.await("no ARP answer", func() bool { return proxies() == "" })
+			l.await("no ARP answer", func() bool { return !strings.Contains(proxies(), m.Address.String()) })
 			l.await("nothing of the member on the network", func() bool { return !heard() })
 			server.set(func() { server.deaf, server.refuse = false, false })
 			l.raise(n)
