@@ -50,7 +50,8 @@ type Stats struct {
 
 // Relay accepts and joins connections.
 type Relay struct {
-	opts Options
+	opts   Options
+	outage outage
 
 	mu      sync.Mutex
 	members map[netip.Addr]*account
@@ -77,7 +78,7 @@ func New(opts Options) (*Relay, error) {
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Relay{opts: opts, members: map[netip.Addr]*account{}, handed: map[*Handed]netip.Addr{}}, nil
+	return &Relay{opts: opts, outage: outage{log: opts.Logger}, members: map[netip.Addr]*account{}, handed: map[*Handed]netip.Addr{}}, nil
 }
 
 // Run relays until ctx ends or the listener fails. Connections that are joined by then
@@ -160,11 +161,12 @@ func (r *Relay) serve(ctx context.Context, c net.Conn) {
 	}
 	pair, err := r.join(ctx, addr, member)
 	if err != nil {
-		r.opts.Logger.Warn("relay can't join a member's connection", "tunnelAddress", addr, "error", err)
+		r.outage.failed(addr, err)
 		r.refuse(addr)
 		r.leave(addr, 0, 0)
 		return
 	}
+	r.outage.over()
 	r.watch(ctx, addr, pair)
 }
 
