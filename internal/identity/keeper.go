@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -48,6 +49,7 @@ type KeeperOptions struct {
 type Keeper struct {
 	opts    KeeperOptions
 	began   time.Time
+	caBegan time.Time // by its certificate
 	roots   *x509.CertPool
 	expired chan struct{}
 
@@ -70,10 +72,16 @@ func New(opts KeeperOptions) (*Keeper, error) {
 	if opts.Role == "" || opts.Name == "" || opts.Dial == nil {
 		return nil, errs.New(errs.Internal, "identity.New: Role, Name and Dial are required")
 	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(opts.CAPEM) {
+	block, _ := pem.Decode(opts.CAPEM)
+	if block == nil {
 		return nil, errs.New(errs.Invalid, "the service's CA certificate for %s %s is not PEM", opts.Role, opts.Name)
 	}
+	ca, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "the service's CA certificate for %s %s can't be read: %w", opts.Role, opts.Name, err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(ca)
 	if opts.ServiceName == "" {
 		opts.ServiceName = ServiceName
 	}
@@ -87,11 +95,29 @@ func New(opts KeeperOptions) (*Keeper, error) {
 		opts.Clock = time.Now
 	}
 	opts.Logger = opts.Logger.With(opts.Role, opts.Name)
-	return &Keeper{opts: opts, began: opts.Clock(), roots: roots, expired: make(chan struct{})}, nil
+	return &Keeper{opts: opts, began: opts.Clock(), caBegan: ca.NotBefore, roots: roots, expired: make(chan struct{})}, nil
 }
 
 // now is the time by a clock that nobody sets after the keeper was made.
 func (k *Keeper) now() time.Time { return steady(k.began, k.opts.Clock()) }
+
+// verifying is the time at which the service's certificate is verified.
+func (k *Keeper) verifying() time.Time { return believable(k.now(), k.opts.Clock(), k.caBegan) }
+
+// believable is the earlier one of two clocks: the wall's, which may have been set ahead since
+// the process began, and one that goes on from how the wall's was then, which may have been
+// ahead and put right since. Neither was right before the CA began.
+func believable(steady, wall, caBegan time.Time) time.Time {
+	steady, wall = steady.Round(0), wall.Round(0) // compared as they are shown
+	earlier, later := steady, wall
+	if wall.Before(steady) {
+		earlier, later = wall, steady
+	}
+	if earlier.Before(caBegan) {
+		return later
+	}
+	return earlier
+}
 
 // TLSConfig returns a client configuration with the present identity, for one
 // connection or several made now: a later one should ask again, since identities change.
@@ -101,7 +127,7 @@ func (k *Keeper) TLSConfig(alpn string) *tls.Config {
 		RootCAs:    k.roots,
 		ServerName: k.opts.ServiceName,
 		NextProtos: []string{alpn},
-		Time:       k.now,
+		Time:       k.verifying,
 		// Full records from the start: results are long, and latency is not bound by record size.
 		DynamicRecordSizingDisabled: true,
 	}

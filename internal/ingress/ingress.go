@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -57,8 +58,9 @@ type Options struct {
 
 // Server accepts on the hosts address.
 type Server struct {
-	opts Options
-	tls  *tls.Config
+	opts      Options
+	tls       *tls.Config
+	crowdTold atomic.Int64 // when a crowd was told of last: Unix seconds
 }
 
 // New makes a server that accepts nothing until Serve.
@@ -153,7 +155,7 @@ func (s *Server) serve(ctx context.Context, raw net.Conn, web *web, handshakes *
 	handshaken()
 	if err != nil {
 		raw.Close()
-		s.opts.Logger.Debug("handshake failed", "remote", raw.RemoteAddr(), "error", err)
+		s.tell(raw.RemoteAddr(), err)
 		return
 	}
 	if conn.ConnectionState().NegotiatedProtocol == memberapi.ProtoHTTP {
@@ -164,6 +166,18 @@ func (s *Server) serve(ctx context.Context, raw net.Conn, web *web, handshakes *
 	if err := s.dispatch(ctx, conn); err != nil {
 		s.opts.Logger.Warn("connection refused", "remote", raw.RemoteAddr(), "error", err)
 	}
+}
+
+// tell logs a handshake that came to nothing: who crowds is named, once a second, as whoever
+// does it does it often.
+func (s *Server) tell(remote net.Addr, err error) {
+	level := slog.LevelDebug
+	if errors.Is(err, errCrowd) {
+		if now, last := time.Now().Unix(), s.crowdTold.Load(); now != last && s.crowdTold.CompareAndSwap(last, now) {
+			level = slog.LevelWarn
+		}
+	}
+	s.opts.Logger.Log(context.Background(), level, "handshake failed", "remote", remote, "error", err)
 }
 
 // inTurn waits for a slot and runs the handshake.

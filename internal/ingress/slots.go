@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -10,6 +11,9 @@ import (
 
 // waitingPerSlot is how many connections of one source may wait for each of its slots.
 const waitingPerSlot = 7
+
+// errCrowd says that a source has more connections in their handshakes than it may.
+var errCrowd = errors.New("one address has too many connections")
 
 // slots bounds the handshakes under way: in all, and of one source. Whoever begins
 // handshakes and does not end them waits for themselves only.
@@ -72,7 +76,7 @@ func (s *slots) enter(addr netip.Addr) (*source, error) {
 		s.of[addr] = src
 	}
 	if most := cap(src.slots) * (1 + waitingPerSlot); src.conns >= most {
-		return nil, fmt.Errorf("%d connections of %s are in their handshakes or wait for one", src.conns, addr)
+		return nil, fmt.Errorf("%w: %d are in their handshakes or wait for one", errCrowd, src.conns)
 	}
 	src.conns++
 	return src, nil

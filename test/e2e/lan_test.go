@@ -54,10 +54,8 @@ func newFarOnTheHost(t *testing.T) *far {
 	n := outsides.Add(1)
 	host, server := twoAddresses(int(n))
 	f := newFarNumber(t, n, server+"/30")
+	forwards(t, f.near)
 	ip(t, "addr", "add", host+"/30", "dev", f.near)
-	if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+f.near+"/forwarding", []byte("1"), 0); err != nil {
-		t.Fatal(err)
-	}
 	return f
 }
 

@@ -45,13 +45,11 @@ func newOutside(t *testing.T, port int, target string) *outside {
 	ip(t, "netns", "add", ns)
 	t.Cleanup(func() { ip(t, "netns", "del", ns) })
 	ip(t, "link", "add", near, "type", "veth", "peer", "name", far, "netns", ns)
+	forwards(t, near) // before a route leads there: other hosts of this machine would confine what they open
 	ip(t, "addr", "add", o.host+"/30", "dev", near)
 	ip(t, "link", "set", near, "up")
 	ip(t, "-n", ns, "addr", "add", o.server+"/30", "dev", far)
 	ip(t, "-n", ns, "link", "set", far, "up")
-	if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+near+"/forwarding", []byte("1"), 0); err != nil {
-		t.Fatal(err)
-	}
 	l, err := listenOutside("/run/netns/"+ns, fmt.Sprintf("%s:%d", o.server, port))
 	if err != nil {
 		t.Fatal(err)
@@ -65,6 +63,14 @@ func twoAddresses(n int) (host, server string) {
 	at := (os.Getpid()&0x7ff<<4 | n&0xf) * 4
 	addr := func(end int) string { return fmt.Sprintf("198.%d.%d.%d", 18+at>>16, at>>8&0xff, at&0xff+end) }
 	return addr(1), addr(2)
+}
+
+// forwards lets an interface of the host forward.
+func forwards(t *testing.T, dev string) {
+	t.Helper()
+	if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+dev+"/forwarding", []byte("1"), 0); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (o *outside) note(addr net.Addr) {
