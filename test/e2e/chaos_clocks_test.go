@@ -179,7 +179,8 @@ func (c *clocks) checkPace(t *testing.T, moves int) {
 // and not at once when the clock goes back before it.
 func (c *clocks) checkCron(t *testing.T) {
 	t.Helper()
-	idle := func() bool { return c.state("hourly") == core.GatewayPaused }
+	// Failed: its last wake met a host whose clock was weeks ahead, which can't wake members.
+	idle := func() bool { s := c.state("hourly"); return s == core.GatewayPaused || s == core.GatewayFailed }
 	eventually(t, 60*time.Second, "the hourly gateway pauses again", idle)
 	before := c.logged("hourly", "gateway Waking")
 	wait := time.Until(time.Now().Truncate(time.Hour).Add(time.Hour))
