@@ -7,12 +7,10 @@
 package e2e
 
 import (
-	"flag"
 	"fmt"
 	"os"
 	"runtime"
 	"slices"
-	"strconv"
 	"sync"
 	"testing"
 
@@ -26,24 +24,12 @@ func init() { runtime.LockOSThread() } //nolint:gochecknoinits // main runs too 
 
 func TestMain(m *testing.M) {
 	skew.Main()
-	atOnce()
 	code := m.Run()
 	if !whole.end() && code == 0 {
 		code = 1
 	}
 	stack.RemoveBinaries()
 	os.Exit(code)
-}
-
-// atOnce lets more tests run side by side than there are processors: they wait for members,
-// time limits and each other's end most of the time. The flag -parallel has the last word.
-func atOnce() {
-	flag.Parse()
-	given := false
-	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
-	if !given {
-		_ = flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0))) // it exists, and this is a number
-	}
 }
 
 // whole stands for the whole package where a test is expected: what it owns, the shared
