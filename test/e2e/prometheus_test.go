@@ -12,7 +12,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -95,12 +94,6 @@ func (p *prom) get(t *testing.T, path string, data any) {
 type series struct {
 	Metric map[string]string
 	Value  [2]any
-}
-
-func (s series) number() float64 {
-	text, _ := s.Value[1].(string)
-	v, _ := strconv.ParseFloat(text, 64)
-	return v
 }
 
 func (p *prom) eval(t *testing.T, expr string) []series {
