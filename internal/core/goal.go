@@ -130,6 +130,9 @@ type ObservedMember struct {
 	// Exit says why a member that is not running ended: "exit status 1", "out of
 	// memory: the limit is 8192 MiB".
 	Exit string `json:"exit,omitempty"`
+	// Wrote is the last line that a member which ended wrote to its log, cut to some
+	// hundred bytes. It may speak of a query: it is for members that never ran one.
+	Wrote string `json:"wrote,omitempty"`
 	// Image names the program that it runs; "" if it is not known.
 	Image string `json:"image,omitempty"`
 	// Phases of the injection as the host timed them: network, sandbox.
@@ -139,5 +142,5 @@ type ObservedMember struct {
 // Equal reports whether two observations say the same.
 func (o ObservedMember) Equal(p ObservedMember) bool {
 	return o.ID == p.ID && o.Generation == p.Generation && o.Present == p.Present && o.Running == p.Running &&
-		o.JoinTokenHash == p.JoinTokenHash && o.Address == p.Address && o.Exit == p.Exit && o.Image == p.Image && slices.Equal(o.Phases, p.Phases)
+		o.JoinTokenHash == p.JoinTokenHash && o.Address == p.Address && o.Exit == p.Exit && o.Wrote == p.Wrote && o.Image == p.Image && slices.Equal(o.Phases, p.Phases)
 }

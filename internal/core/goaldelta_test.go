@@ -170,7 +170,7 @@ func TestObservationsDiffer(t *testing.T) {
 	t.Parallel()
 	values := map[string]any{
 		"ID": "m", "Generation": int64(1), "Present": true, "Running": true, "JoinTokenHash": "h",
-		"Address": netip.MustParseAddr("10.0.0.4"), "Exit": "e", "Image": "i", "Phases": []Phase{{Name: "network"}},
+		"Address": netip.MustParseAddr("10.0.0.4"), "Exit": "e", "Wrote": "w", "Image": "i", "Phases": []Phase{{Name: "network"}},
 	}
 	for field := range reflect.TypeFor[ObservedMember]().Fields() {
 		var changed ObservedMember

@@ -122,6 +122,7 @@ type scripted struct {
 	noDial   bool // members never dial back
 	keep     bool // never tears down
 	exit     string
+	wrote    string // what ended members wrote
 	place    string // which installation it is; "" is one and the same
 	stale    bool   // reports versions of the past
 	load     core.HostLoad
@@ -207,7 +208,7 @@ func (h *scripted) obey(goal core.GoalState) {
 	for _, m := range h.present {
 		exit := h.exitOf(m.ID)
 		report.Members = append(report.Members, core.ObservedMember{
-			ID: m.ID, Generation: m.Generation, Present: true, Running: exit == "", Exit: exit, Image: h.images[m.ID],
+			ID: m.ID, Generation: m.Generation, Present: true, Running: exit == "", Exit: exit, Wrote: h.wrote, Image: h.images[m.ID],
 		})
 	}
 	if h.stale {
@@ -373,6 +374,7 @@ func TestFateOfAMember(t *testing.T) {
 	report := time.AfterFunc(50*time.Millisecond, func() { // behind the broken connection
 		h.mu.Lock()
 		h.exit = "out of memory: the limit is 64 MiB"
+		h.wrote = "select 'a secret'" // once it was ready, its log may quote statements
 		last := h.goals[len(h.goals)-1]
 		h.mu.Unlock()
 		h.obey(last)

@@ -74,7 +74,7 @@ func (r *rig) load(t *testing.T, clients int) (stop func()) {
 func TestAProgramThatDoesNotStart(t *testing.T) {
 	t.Parallel()
 	r := tunedRig(t, func(o *Options) { o.Quarantine = time.Nanosecond })
-	h := r.host("h", func(h *scripted) { h.image, h.broken = "a", "bad" })
+	h := r.host("h", func(h *scripted) { h.image, h.broken, h.wrote = "a", "bad", "this is the wrong machine" })
 	r.spec(func(g *core.Gateway) { g.Members = core.MemberRange{Min: 1, Max: 1} })
 	r.eventually("a member", func() bool { return r.run("a") == 1 })
 	old := r.ready()[0].ID
@@ -87,7 +87,7 @@ func TestAProgramThatDoesNotStart(t *testing.T) {
 		t.Errorf("three tries within %v: it must wait for 1 and 2 s", took)
 	}
 	problem := r.fleet.Life(corpBI.UID).Problem
-	for _, part := range []string{"members are to be replaced (host h now has program bad, not a)", "did not come up: exit status 1", "those that run stay", "log of host h", "another program"} {
+	for _, part := range []string{"members are to be replaced (host h now has program bad, not a)", "did not come up: exit status 1; it wrote: this is the wrong machine", "those that run stay", "log of host h", "another program"} {
 		if !strings.Contains(problem, part) {
 			t.Errorf("the problem lacks %q: %s", part, problem)
 		}

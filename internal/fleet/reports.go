@@ -142,8 +142,12 @@ func (f *Fleet) observe(m *member, o core.ObservedMember) {
 	m.hostPhases, m.Image = o.Phases, o.Image
 	switch {
 	case o.Exit != "" && !o.Running && m.State != core.MemberLeaving && m.condemned == "":
-		f.condemn(m, o.Exit)
-		f.log.Warn("member ended", "member", m.ID, "gateway", m.Gateway, "reason", o.Exit)
+		reason := o.Exit
+		if o.Wrote != "" && m.ReadyAt.IsZero() { // later its log may quote somebody's statement
+			reason += "; it wrote: " + o.Wrote
+		}
+		f.condemn(m, reason)
+		f.log.Warn("member ended", "member", m.ID, "gateway", m.Gateway, "reason", reason)
 		f.dirty[m.ID] = true
 	case o.Running && m.State == core.MemberPlaced:
 		m.State = core.MemberInjected

@@ -110,6 +110,7 @@ type box struct {
 	generation int64
 	state      boxState
 	exit       string
+	wrote      string // the last line of its log, once it ended
 	image      string // of the program that it runs; "" if it is not known
 	joinHash   string
 	phases     []core.Phase

@@ -320,10 +320,10 @@ func TestMemberThatEndedIsReportedAndNotRestarted(t *testing.T) {
 	r.start()
 	r.want(1)
 	r.eventually("it runs", func() bool { return r.exists(1) })
-	r.boxes.End("m-1-1", sandbox.Exit{OutOfMemory: true, Code: 137, Reason: "out of memory: the limit is 8192 MiB"})
+	r.boxes.End("m-1-1", sandbox.Exit{OutOfMemory: true, Code: 137, Reason: "out of memory: the limit is 8192 MiB", LogTail: "first\nlast\n"})
 	r.eventually("its end is reported", func() bool {
 		m, ok := r.observed("m-1")
-		return ok && !m.Running && m.Exit == "out of memory: the limit is 8192 MiB"
+		return ok && !m.Running && m.Exit == "out of memory: the limit is 8192 MiB" && m.Wrote == "last"
 	})
 	time.Sleep(200 * time.Millisecond)
 	if m, _ := r.observed("m-1"); m.Running {

@@ -241,7 +241,7 @@ func (h *Host) report() core.HostReport {
 			JoinTokenHash: b.joinHash, Phases: b.phases, Image: b.image,
 		}
 		if b.state == boxEnded {
-			o.Exit = b.exit
+			o.Exit, o.Wrote = b.exit, b.wrote
 		}
 		r.Members = append(r.Members, o)
 	}

@@ -204,11 +204,21 @@ func (h *Host) observeBlank(ctx context.Context, s sandbox.State, waited bool) {
 
 // ending tells how a sandbox ended, with the last of what it wrote.
 func ending(e sandbox.Exit) string {
-	lines := strings.Split(strings.TrimSpace(e.LogTail), "\n")
-	if last := lines[len(lines)-1]; last != "" {
+	if last := lastLine(e.LogTail); last != "" {
 		return e.Reason + "; it wrote: " + last
 	}
 	return e.Reason
+}
+
+// lastLine returns the last line of a log, cut to a length that fits a message.
+func lastLine(log string) string {
+	const most = 300
+	lines := strings.Split(strings.TrimSpace(log), "\n")
+	last := strings.TrimSpace(lines[len(lines)-1])
+	if len(last) > most {
+		last = last[:most] + "…"
+	}
+	return strings.ToValidUTF8(last, "?")
 }
 
 func (p *pool) owns(name string) bool {

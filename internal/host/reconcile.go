@@ -140,6 +140,7 @@ func (h *Host) observe(s sandbox.State, ran bool) {
 		if b.exit == "" {
 			b.exit = "the member ended"
 		}
+		b.wrote = lastLine(s.Exit.LogTail)
 		h.log.Warn("member ended", "member", b.member, "reason", b.exit, "log", s.Exit.LogTail)
 	}
 }
