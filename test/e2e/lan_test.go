@@ -71,13 +71,7 @@ func (f *far) serveDHCP(t *testing.T, from, to string, more ...string) func() st
 		t.Fatalf("dnsmasq (apt-get install dnsmasq-base): %v", err)
 	}
 	t.Cleanup(f.endDHCP)
-	return func() string {
-		b, err := os.ReadFile(file)
-		if err != nil && !os.IsNotExist(err) {
-			t.Fatal(err)
-		}
-		return string(b)
-	}
+	return func() string { return nettest.ReadLeases(t, file) }
 }
 
 func (f *far) endDHCP() {

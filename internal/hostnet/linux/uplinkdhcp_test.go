@@ -17,6 +17,7 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4/server4"
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/hostnet"
+	"github.com/sluice-gateway/sluice/internal/nettest"
 )
 
 // byDHCP is an uplink whose members lease their addresses on the network.
@@ -56,13 +57,7 @@ func runDnsmasq(l *lab, ns string, as ...string) func() string {
 			l.t.Logf("dnsmasq:\n%s", log.String())
 		}
 	})
-	return func() string {
-		b, err := os.ReadFile(leases)
-		if err != nil && !os.IsNotExist(err) {
-			l.t.Fatal(err)
-		}
-		return string(b)
-	}
+	return func() string { return nettest.ReadLeases(l.t, leases) }
 }
 
 // setUntil repeats Set, as the host does when the network says that something changed.
