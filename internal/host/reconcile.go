@@ -246,10 +246,10 @@ func (h *Host) takeStatus(goal *core.GoalState, status hostnet.Status, err error
 	}
 }
 
-// forgetTunnels resets the connections of members that are gone.
+// forgetTunnels resets the connections of members that are gone. Another may have the address.
 func (h *Host) forgetTunnels(old, now map[netip.Addr]hostnet.PortKey) {
-	for addr := range old {
-		if _, stays := now[addr]; stays {
+	for addr, k := range old {
+		if now[addr] == k {
 			continue
 		}
 		if err := h.relay.Forget(addr); err != nil {

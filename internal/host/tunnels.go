@@ -59,6 +59,8 @@ func (h *Host) tunnelReports(ctx context.Context) ([]core.TunnelReport, error) {
 			})
 		}
 	}
-	slices.SortFunc(out, func(a, b core.TunnelReport) int { return cmp.Compare(a.Member, b.Member) })
+	slices.SortFunc(out, func(a, b core.TunnelReport) int {
+		return cmp.Or(cmp.Compare(a.Member, b.Member), cmp.Compare(a.Generation, b.Generation))
+	})
 	return out, nil
 }

@@ -96,6 +96,9 @@ func TestReportsTellWhatTheRelayCarried(t *testing.T) {
 	member.Close()
 	answers.Close()
 	wants("what is over and what was refused is told", core.TunnelReport{Accepted: 2, Refused: 1, ToService: 5, ToMember: 3})
+	r.want(2)
+	r.eventually("another has its tunnel address", func() bool { return r.exists(2) })
+	r.eventually("and has carried nothing", func() bool { return len(r.lastReport().Tunnels) == 0 })
 	r.want()
 	r.eventually("a member that is gone is not told of", func() bool { return len(r.lastReport().Tunnels) == 0 })
 }

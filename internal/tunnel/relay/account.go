@@ -17,8 +17,12 @@ func addrOfLabel(label string) (netip.Addr, error) {
 	return netip.ParseAddr(strings.Trim(strings.TrimPrefix(label, labels), "/"))
 }
 
-// Forget resets the connections of a member that is gone: its side would stay silent.
+// Forget ends the account of a member that is gone, as the address may become another's,
+// and resets its connections: its side would stay silent.
 func (r *Relay) Forget(addr netip.Addr) error {
+	r.mu.Lock()
+	delete(r.members, addr)
+	r.mu.Unlock()
 	for _, c := range r.handedOf(addr) {
 		c.abort()
 	}
@@ -34,11 +38,11 @@ func addrOf(c *net.TCPConn) netip.Addr {
 }
 
 // enter admits a connection of a known member below its limit.
-func (r *Relay) enter(c *net.TCPConn) (netip.Addr, bool) {
+func (r *Relay) enter(c *net.TCPConn) (*account, bool) {
 	addr := addrOf(c)
 	if !r.opts.Known(addr) {
 		r.opts.Logger.Warn("relay refuses an unknown tunnel address", "tunnelAddress", addr)
-		return addr, false
+		return nil, false
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -46,49 +50,50 @@ func (r *Relay) enter(c *net.TCPConn) (netip.Addr, bool) {
 	if a.open >= r.opts.MaxPerMember {
 		a.past.Refused++
 		r.opts.Logger.Warn("relay refuses a connection over the member's limit", "tunnelAddress", addr, "limit", r.opts.MaxPerMember)
-		return addr, false
+		return nil, false
 	}
 	a.past.Accepted++
 	a.open++
-	return addr, true
+	return a, true
 }
 
 // account needs r.mu.
 func (r *Relay) account(addr netip.Addr) *account {
 	a := r.members[addr]
 	if a == nil {
-		a = &account{}
+		a = &account{addr: addr}
 		r.members[addr] = a
 	}
 	return a
 }
 
 // count counts an adopted connection.
-func (r *Relay) count(addr netip.Addr) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.account(addr).open++
-}
-
-// refuse counts a connection that could not be relayed.
-func (r *Relay) refuse(addr netip.Addr) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.account(addr).past.Refused++
-}
-
-// leave books a connection that is over. The account of a member that is gone, too, goes
-// with its last connection: the address may become another's.
-func (r *Relay) leave(addr netip.Addr, up, down int64) {
-	known := r.opts.Known(addr)
+func (r *Relay) count(addr netip.Addr) *account {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	a := r.account(addr)
+	a.open++
+	return a
+}
+
+// refuse counts a connection that could not be relayed.
+func (r *Relay) refuse(a *account) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	a.past.Refused++
+}
+
+// leave books a connection that is over. The account of a member that is gone, too, goes
+// with its last connection.
+func (r *Relay) leave(a *account, up, down int64) {
+	known := r.opts.Known(a.addr)
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	a.open--
 	a.past.ToService += up
 	a.past.ToMember += down
-	if !known && a.open == 0 {
-		delete(r.members, addr)
+	if !known && a.open == 0 && r.members[a.addr] == a {
+		delete(r.members, a.addr)
 	}
 }
 

@@ -86,22 +86,22 @@ func carried(c *net.TCPConn) (up, down int64) {
 }
 
 // handOver gives a member's connection to the service in this process.
-func (r *Relay) handOver(ctx context.Context, addr netip.Addr, member *net.TCPConn) {
+func (r *Relay) handOver(ctx context.Context, a *account, member *net.TCPConn) {
 	c := &Handed{TCPConn: member}
 	c.over = func(up, down int64) {
 		r.mu.Lock()
 		delete(r.handed, c)
 		r.mu.Unlock()
-		r.leave(addr, up, down)
+		r.leave(a, up, down)
 	}
 	r.mu.Lock()
-	r.handed[c] = addr
+	r.handed[c] = a.addr
 	r.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, r.opts.DialTimeout)
 	defer cancel()
 	if err := r.opts.Handover.give(ctx, c); err != nil {
-		r.opts.Logger.Warn("the service does not take a member's connection", "tunnelAddress", addr, "error", err)
-		r.refuse(addr)
+		r.opts.Logger.Warn("the service does not take a member's connection", "tunnelAddress", a.addr, "error", err)
+		r.refuse(a)
 		c.abort()
 	}
 }

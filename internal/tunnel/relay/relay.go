@@ -60,6 +60,7 @@ type Relay struct {
 
 // account is one member's: what is over, and what is open.
 type account struct {
+	addr netip.Addr
 	past Stats
 	open int
 }
@@ -136,8 +137,8 @@ func (r *Relay) adopt(ctx context.Context, conns *sync.WaitGroup) error {
 			pair.Break()
 			continue
 		}
-		r.count(addr)
-		conns.Go(func() { r.watch(ctx, addr, pair) })
+		a := r.count(addr)
+		conns.Go(func() { r.watch(ctx, a, pair) })
 	}
 	return nil
 }
@@ -150,36 +151,36 @@ func (r *Relay) serve(ctx context.Context, c net.Conn) {
 		c.Close()
 		return
 	}
-	addr, ok := r.enter(member)
+	a, ok := r.enter(member)
 	if !ok {
 		abort(member)
 		return
 	}
 	if r.opts.Handover != nil {
-		r.handOver(ctx, addr, member)
+		r.handOver(ctx, a, member)
 		return
 	}
-	pair, err := r.join(ctx, addr, member)
+	pair, err := r.join(ctx, a.addr, member)
 	if err != nil {
-		r.outage.failed(addr, err)
-		r.refuse(addr)
-		r.leave(addr, 0, 0)
+		r.outage.failed(a.addr, err)
+		r.refuse(a)
+		r.leave(a, 0, 0)
 		return
 	}
 	r.outage.over()
-	r.watch(ctx, addr, pair)
+	r.watch(ctx, a, pair)
 }
 
 // watch books a connection when it is over.
-func (r *Relay) watch(ctx context.Context, addr netip.Addr, pair *splice.Pair) {
+func (r *Relay) watch(ctx context.Context, a *account, pair *splice.Pair) {
 	select {
 	case <-ctx.Done():
 		return
 	case <-pair.Done():
 	}
 	up, down, err := pair.Wait()
-	r.leave(addr, up, down)
-	r.opts.Logger.Debug("relayed", "tunnelAddress", addr, "toService", up, "toMember", down, "error", err)
+	r.leave(a, up, down)
+	r.opts.Logger.Debug("relayed", "tunnelAddress", a.addr, "toService", up, "toMember", down, "error", err)
 }
 
 // join dials the service and lets the splicer move bytes until both directions have ended.

@@ -208,6 +208,33 @@ func TestAccountGoesWithTheMember(t *testing.T) {
 	eventually(t, "the account is gone", func() bool { return len(b.all(t)) == 0 })
 }
 
+// TestAccountsOfTwoWithOneAddress: the address of a member that is gone becomes another's, which
+// has carried nothing yet, whatever is still to be booked of the first.
+func TestAccountsOfTwoWithOneAddress(t *testing.T) {
+	t.Parallel()
+	b := start(t, relay.Options{}, echo)
+	c, open := b.dial(t), b.dial(t)
+	if err := errors.Join(say(c), say(open)); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	eventually(t, "one is over", func() bool { return b.stats(t) == relay.Stats{Open: 1, Accepted: 2, ToService: 2, ToMember: 2} })
+	if err := b.relay.Forget(netip.MustParseAddr("127.0.0.1")); err != nil {
+		t.Error(err)
+	}
+	if err := say(b.dial(t)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := open.Read(make([]byte, 1)); err == nil {
+		t.Error("a connection of the first is not reset")
+	}
+	want := relay.Stats{Open: 1, Accepted: 1, ToService: 1, ToMember: 1}
+	eventually(t, "the second's own alone", func() bool { return b.stats(t) == want })
+	if got := b.stats(t); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
 func TestLimitPerMember(t *testing.T) {
 	t.Parallel()
 	b := start(t, relay.Options{MaxPerMember: 3}, echo)
