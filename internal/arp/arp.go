@@ -1,5 +1,5 @@
-// Package arp asks a network whose an IPv4 address is before it is used there, and says
-// whose it is from then on (RFC 5227), by frames on one interface.
+// Package arp asks a network whose an IPv4 address is before it is used there, says whose
+// it is from then on, and hears who else says so (RFC 5227), by frames on one interface.
 //
 // It gives no address to an interface and answers no question: the kernel does.
 // hostnet/linux is its only caller.
@@ -97,6 +97,26 @@ func (c *Conn) Owner(ctx context.Context, a netip.Addr) (net.HardwareAddr, error
 	return nil, nil
 }
 
+// Listen calls f with each address that another says to have, and its MAC, until Close. An
+// interface that goes down says nothing until it is up again.
+func (c *Conn) Listen(f func(a netip.Addr, mac net.HardwareAddr)) error {
+	buf := make([]byte, 1514)
+	for {
+		k, err := c.f.Read(buf)
+		switch {
+		case errors.Is(err, os.ErrClosed):
+			return nil
+		case errors.Is(err, unix.ENETDOWN):
+			continue
+		case err != nil:
+			return fmt.Errorf("listening for who has which address: %w", err)
+		}
+		if a, mac, ok := sender(buf[:k]); ok && !a.IsUnspecified() && mac.String() != c.mac.String() {
+			f(a, mac)
+		}
+	}
+}
+
 // Announce tells the network that the interface's MAC has an address: who knows another
 // for it takes this one.
 func (c *Conn) Announce(a netip.Addr) error { return c.send(a, a) }
@@ -125,15 +145,22 @@ func packet(mac net.HardwareAddr, from, about netip.Addr) []byte {
 	return p
 }
 
+// sender says who sent a packet of ARP, and as whom: the zero address is nobody.
+func sender(p []byte) (a netip.Addr, mac net.HardwareAddr, ok bool) {
+	if len(p) < size || binary.BigEndian.Uint16(p) != 1 || binary.BigEndian.Uint16(p[2:]) != unix.ETH_P_IP || p[4] != 6 || p[5] != 4 {
+		return a, nil, false
+	}
+	return netip.AddrFrom4([4]byte(p[14:18])), net.HardwareAddr(append([]byte(nil), p[8:14]...)), true
+}
+
 // claims returns the MAC of another that says, or is about to say, that it has an address.
 func claims(p []byte, a netip.Addr, own net.HardwareAddr) net.HardwareAddr {
-	if len(p) < size || binary.BigEndian.Uint16(p) != 1 || binary.BigEndian.Uint16(p[2:]) != unix.ETH_P_IP || p[4] != 6 || p[5] != 4 {
+	from, mac, ok := sender(p)
+	if !ok || mac.String() == own.String() {
 		return nil
 	}
-	mac := net.HardwareAddr(append([]byte(nil), p[8:14]...))
-	from, about := netip.AddrFrom4([4]byte(p[14:18])), netip.AddrFrom4([4]byte(p[24:28]))
-	probe := binary.BigEndian.Uint16(p[6:]) == request && from.IsUnspecified() && about == a
-	if mac.String() == own.String() || from != a && !probe {
+	probe := binary.BigEndian.Uint16(p[6:]) == request && from.IsUnspecified() && netip.AddrFrom4([4]byte(p[24:28])) == a
+	if from != a && !probe {
 		return nil
 	}
 	return mac

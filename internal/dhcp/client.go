@@ -17,8 +17,9 @@ import (
 // clients differ by their identifiers.
 type Client struct {
 	MAC net.HardwareAddr // Required
-	// Open gives a connection for one exchange, which sends as an address. Required.
-	Open func(from netip.Addr) (net.PacketConn, error)
+	// Open gives a connection for one exchange, which sends as an address, to a station of
+	// the network; a nil one is all of them. Required.
+	Open func(from netip.Addr, to net.HardwareAddr) (net.PacketConn, error)
 	// Owner asks the network whose an address is: nil is nobody. Required.
 	Owner func(ctx context.Context, a netip.Addr) (net.HardwareAddr, error)
 	// Network is the prefix that the interface is on: servers elsewhere are reached
@@ -42,30 +43,33 @@ func (c *Client) Request(ctx context.Context, client string, hint netip.Addr, fi
 		return Lease{}, err
 	}
 	var got Lease
-	err = c.exchange(netip.Addr{}, netip.Addr{}, func(n *nclient4.Client) error {
+	err = c.exchange(ctx, netip.Addr{}, netip.Addr{}, func(n *nclient4.Client) error {
 		offer, err := c.ask(ctx, n, discover, func(m *dhcpv4.DHCPv4) error { return judgeOffer(m, fits) })
 		if err != nil {
 			return err
 		}
-		request, err := dhcpv4.NewRequestFromOffer(offer, c.options(client)...)
+		request, err := dhcpv4.NewRequestFromOffer(offer, append(c.options(client), dhcpv4.WithClientIP(net.IPv4zero))...)
 		if err != nil {
 			return err
 		}
 		want, sent := Lease{Client: client, Address: addrOf(offer.YourIPAddr), Server: addrOf(offer.ServerIdentifier())}, time.Now()
 		ack, err := c.ask(ctx, n, request, func(m *dhcpv4.DHCPv4) error { return judgeAnswer(m, want, false) })
-		if err == nil {
+		switch {
+		case err == nil:
 			got = leaseOf(want, ack, sent)
+		case errors.Is(err, ErrSilent) || ctx.Err() != nil:
+			return errors.Join(err, c.Release(want)) // its ACK may be lost: the address would be, too
 		}
 		return err
 	})
 	return got, err
 }
 
-// Extend asks for more time, the lease's own server or, to rebind, any.
+// Extend asks for more time, the lease's own server or, to rebind, any (RFC 2131, 4.4.5).
 func (c *Client) Extend(ctx context.Context, l Lease, rebind bool) (Lease, error) {
-	to := l.Server
-	if rebind || !c.Network.Contains(to) {
-		to = netip.Addr{}
+	var to netip.Addr
+	if !rebind {
+		to = c.near(l.Server)
 	}
 	request, err := dhcpv4.New(append(c.options(l.Client), dhcpv4.WithMessageType(dhcpv4.MessageTypeRequest),
 		dhcpv4.WithClientIP(l.Address.AsSlice()), dhcpv4.WithHwAddr(c.MAC))...)
@@ -73,7 +77,7 @@ func (c *Client) Extend(ctx context.Context, l Lease, rebind bool) (Lease, error
 		return Lease{}, err
 	}
 	var got Lease
-	err = c.exchange(l.Address, to, func(n *nclient4.Client) error {
+	err = c.exchange(ctx, l.Address, to, func(n *nclient4.Client) error {
 		sent := time.Now()
 		ack, err := c.ask(ctx, n, request, func(m *dhcpv4.DHCPv4) error { return judgeAnswer(m, l, rebind) })
 		if err == nil {
@@ -86,11 +90,7 @@ func (c *Client) Extend(ctx context.Context, l Lease, rebind bool) (Lease, error
 
 // Release gives an address back. No server answers that.
 func (c *Client) Release(l Lease) error {
-	to := l.Server
-	if !c.Network.Contains(to) {
-		to = netip.Addr{}
-	}
-	return c.tell(l.Address, to, dhcpv4.WithMessageType(dhcpv4.MessageTypeRelease), dhcpv4.WithClientIP(l.Address.AsSlice()),
+	return c.tell(l.Address, c.near(l.Server), dhcpv4.WithMessageType(dhcpv4.MessageTypeRelease), dhcpv4.WithClientIP(l.Address.AsSlice()),
 		dhcpv4.WithHwAddr(c.MAC), clientID(l.Client), dhcpv4.WithOption(dhcpv4.OptServerIdentifier(l.Server.AsSlice())))
 }
 
@@ -129,9 +129,31 @@ func requested(a netip.Addr) dhcpv4.Modifier {
 	return dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(a.AsSlice()))
 }
 
+// near is a server that is on the network; the zero address, every server, for one that
+// is reached through a relay.
+func (c *Client) near(server netip.Addr) netip.Addr {
+	if !c.Network.Contains(server) {
+		return netip.Addr{}
+	}
+	return server
+}
+
+// station is where a server's frames go: to all, if it does not say where it is. Many drop
+// what comes in a frame to all and is addressed to one (RFC 1122, 3.3.6).
+func (c *Client) station(ctx context.Context, server netip.Addr) net.HardwareAddr {
+	if !server.IsValid() {
+		return nil
+	}
+	mac, err := c.Owner(ctx, server)
+	if err != nil {
+		return nil
+	}
+	return mac
+}
+
 // exchange runs f with a connection of its own; an invalid server is every server.
-func (c *Client) exchange(from, server netip.Addr, f func(*nclient4.Client) error) error {
-	conn, err := c.Open(from)
+func (c *Client) exchange(ctx context.Context, from, server netip.Addr, f func(*nclient4.Client) error) error {
+	conn, err := c.Open(from, c.station(ctx, server))
 	if err != nil {
 		return err
 	}
@@ -181,7 +203,7 @@ func (c *Client) tell(from, server netip.Addr, of ...dhcpv4.Modifier) error {
 	if err != nil {
 		return err
 	}
-	return c.exchange(from, server, func(n *nclient4.Client) error {
+	return c.exchange(context.Background(), from, server, func(n *nclient4.Client) error {
 		_, err := n.SendAndRead(expired(), n.RemoteAddr(), m, nil)
 		if errors.Is(err, context.Canceled) {
 			return nil // sent, and not waited for

@@ -27,18 +27,20 @@ type wire struct {
 	mu      sync.Mutex
 	sent    []*dhcpv4.DHCPv4
 	to      []string
+	station []net.HardwareAddr // that the frame of each went to; nil: all
 	answers func(*dhcpv4.DHCPv4) [][]byte
 }
 
 type wireConn struct {
 	*wire
+	at   net.HardwareAddr
 	in   chan []byte
 	once sync.Once
 	done chan struct{}
 }
 
-func (w *wire) open(netip.Addr) (net.PacketConn, error) {
-	return &wireConn{wire: w, in: make(chan []byte, 1000), done: make(chan struct{})}, nil
+func (w *wire) open(_ netip.Addr, at net.HardwareAddr) (net.PacketConn, error) {
+	return &wireConn{wire: w, at: at, in: make(chan []byte, 1000), done: make(chan struct{})}, nil
 }
 
 func (c *wireConn) WriteTo(b []byte, to net.Addr) (int, error) {
@@ -48,7 +50,7 @@ func (c *wireConn) WriteTo(b []byte, to net.Addr) (int, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.sent, c.to = append(c.sent, m), append(c.to, to.String())
+	c.sent, c.to, c.station = append(c.sent, m), append(c.to, to.String()), append(c.station, c.at)
 	for _, a := range c.answers(m) {
 		c.in <- a
 	}
@@ -108,8 +110,17 @@ func fitting(a netip.Addr) error {
 	return nil
 }
 
+// serverMAC is where server is found; no other machine says where it is.
+var serverMAC = net.HardwareAddr{2, 0, 0, 0, 0, 3}
+
 func newClient(w *wire) *Client {
-	return &Client{MAC: ownMAC, Open: w.open, Network: lan, Timeout: 300 * time.Millisecond, Patience: time.Second}
+	return &Client{MAC: ownMAC, Open: w.open, Network: lan, Timeout: 300 * time.Millisecond, Patience: time.Second,
+		Owner: func(_ context.Context, a netip.Addr) (net.HardwareAddr, error) {
+			if a == server {
+				return serverMAC, nil
+			}
+			return nil, nil
+		}}
 }
 
 // TestRequest: what a network's servers may say to one who asks for an address, and what
@@ -199,14 +210,77 @@ func TestRequest(t *testing.T) {
 	}
 }
 
+// TestRequestIsWellFormed: what is sent to obtain an address is for all, and says what RFC
+// 2131 (table 5) wants, whatever a server put into its offer.
+func TestRequestIsWellFormed(t *testing.T) {
+	t.Parallel()
+	w := &wire{answers: func(q *dhcpv4.DHCPv4) [][]byte {
+		return [][]byte{say(q, server, first, func(m *dhcpv4.DHCPv4) {
+			m.ClientIPAddr, m.GatewayIPAddr, m.ServerIPAddr = first.AsSlice(), rogue.AsSlice(), server.AsSlice()
+		})}
+	}}
+	if _, err := newClient(w).Request(t.Context(), "m-1", second, fitting); err != nil || len(w.sent) != 2 {
+		t.Fatalf("%v, %d messages", err, len(w.sent))
+	}
+	for i, c := range []struct {
+		kind         dhcpv4.MessageType
+		asks, server netip.Addr
+	}{{dhcpv4.MessageTypeDiscover, second, netip.Addr{}}, {dhcpv4.MessageTypeRequest, first, server}} {
+		m := w.sent[i]
+		for field, ip := range map[string]net.IP{"ciaddr": m.ClientIPAddr, "yiaddr": m.YourIPAddr, "siaddr": m.ServerIPAddr, "giaddr": m.GatewayIPAddr} {
+			if !ip.IsUnspecified() {
+				t.Errorf("%s has %s in %s", m.MessageType(), ip, field)
+			}
+		}
+		if m.MessageType() != c.kind || w.to[i] != "255.255.255.255:67" || w.station[i] != nil || addrOf(m.RequestedIPAddress()) != c.asks || addrOf(m.ServerIdentifier()) != c.server {
+			t.Errorf("sent to %s (%v):\n%s\nwant a %s for %s to all, to be answered by %v", w.to[i], w.station[i], m.Summary(), c.kind, c.asks, c.server)
+		}
+	}
+}
+
+// TestRequestUnanswered: an address that a server may have given, but did not say so in time,
+// is given back: nobody else would have it until its lease ends.
+func TestRequestUnanswered(t *testing.T) {
+	t.Parallel()
+	for name, patience := range map[string]time.Duration{"silence": time.Minute, "the end of the time for it": 100 * time.Millisecond} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			asked := make(chan bool, tries)
+			w := &wire{answers: func(q *dhcpv4.DHCPv4) [][]byte {
+				if q.MessageType() == dhcpv4.MessageTypeDiscover {
+					return [][]byte{say(q, server, first)}
+				}
+				if q.MessageType() == dhcpv4.MessageTypeRequest {
+					asked <- true
+				}
+				return nil
+			}}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			go func() {
+				<-asked
+				pause(ctx, patience)
+				cancel()
+			}()
+			if l, err := newClient(w).Request(ctx, "m-1", second, fitting); err == nil {
+				t.Fatalf("%+v without an answer", l)
+			}
+			last := w.sent[len(w.sent)-1]
+			if last.MessageType() != dhcpv4.MessageTypeRelease || addrOf(last.ClientIPAddr) != first || addrOf(last.ServerIdentifier()) != server {
+				t.Errorf("the last that was sent:\n%s\nwant a RELEASE of %s to %s", last.Summary(), first, server)
+			}
+		})
+	}
+}
+
 // TestRequestIsBounded: somebody who answers all the time, and never well, holds nobody up.
 func TestRequestIsBounded(t *testing.T) {
 	t.Parallel()
 	w := &wire{answers: func(*dhcpv4.DHCPv4) [][]byte { return nil }}
 	c := newClient(w)
 	var noise sync.WaitGroup
-	c.Open = func(a netip.Addr) (net.PacketConn, error) {
-		conn, err := w.open(a)
+	c.Open = func(a netip.Addr, at net.HardwareAddr) (net.PacketConn, error) {
+		conn, err := w.open(a, at)
 		noise.Go(func() {
 			for wc := conn.(*wireConn); ; time.Sleep(10 * time.Millisecond) {
 				w.mu.Lock()
@@ -242,10 +316,11 @@ func TestExtend(t *testing.T) {
 		of      netip.Addr // the lease's server
 		rebind  bool
 		answers func(m) [][]byte
-		to      string
+		to      string     // in one frame to that machine, if it is found
 		server  netip.Addr // that the lease is by then
 		err     string
 	}{
+		"a server that can't be found":     {rogue, false, func(q m) [][]byte { return [][]byte{say(q, rogue, first)} }, "192.168.10.66:67", rogue, ""},
 		"its server":                       {server, false, func(q m) [][]byte { return [][]byte{say(q, server, first)} }, "192.168.10.1:67", server, ""},
 		"behind a relay":                   {far, false, func(q m) [][]byte { return [][]byte{say(q, far, first)} }, "255.255.255.255:67", far, ""},
 		"another refuses":                  {server, false, func(q m) [][]byte { return [][]byte{say(q, rogue, first, nak("mine"))} }, "192.168.10.1:67", netip.Addr{}, ErrSilent.Error()},
@@ -272,6 +347,9 @@ func TestExtend(t *testing.T) {
 			if w.to[0] != c.to || !w.sent[0].ClientIPAddr.Equal(first.AsSlice()) || w.sent[0].ServerIdentifier() != nil || w.sent[0].RequestedIPAddress() != nil {
 				t.Errorf("sent to %s:\n%s\nwant it to %s, with the address as ciaddr alone (RFC 2131, 4.3.2)", w.to[0], w.sent[0].Summary(), c.to)
 			}
+			if alone := c.to == "192.168.10.1:67"; alone != (w.station[0].String() == serverMAC.String()) {
+				t.Errorf("to %s in a frame to %q", c.to, w.station[0])
+			}
 		})
 	}
 }
@@ -295,6 +373,9 @@ func TestSentAlone(t *testing.T) {
 			t.Fatalf("%s: %v, %d messages", name, err, len(w.sent))
 		}
 		m := w.sent[0]
+		if alone := c.to == "192.168.10.1:67"; alone != (w.station[0].String() == serverMAC.String()) {
+			t.Errorf("%s: to %s in a frame to %q", name, c.to, w.station[0])
+		}
 		if m.MessageType() != c.kind || w.to[0] != c.to || addrOf(m.ClientIPAddr) != c.ciaddr || addrOf(m.RequestedIPAddress()) != c.asks ||
 			addrOf(m.ServerIdentifier()) != server || !slices.Equal(m.Options.Get(dhcpv4.OptionClientIdentifier), []byte("\x00m-1")) {
 			t.Errorf("%s: sent to %s:\n%s", name, w.to[0], m.Summary())

@@ -26,7 +26,8 @@ type Lease struct {
 const endless = 10 * 365 * 24 * time.Hour
 
 // timed gives a lease its times: T1 and T2 are a half and seven eighths of its life where
-// the server does not say, or says what can't be.
+// the server does not say, or says what can't be. T1 is before T2 always: that is when its
+// own server is asked.
 func timed(l Lease, now time.Time, life, t1, t2 time.Duration) Lease {
 	if life <= 0 || life > endless {
 		life = endless
@@ -35,7 +36,7 @@ func timed(l Lease, now time.Time, life, t1, t2 time.Duration) Lease {
 		t2 = life / 8 * 7
 	}
 	if t1 <= 0 || t1 >= t2 {
-		t1 = min(life/2, t2)
+		t1 = min(life/2, t2/7*4)
 	}
 	l.Obtained, l.Renew, l.Rebind, l.Expires = now, now.Add(t1), now.Add(t2), now.Add(life)
 	return l

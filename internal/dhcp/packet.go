@@ -21,17 +21,23 @@ const (
 )
 
 // packetConn sends and receives DHCP messages on an interface, below its addresses and
-// the rules of its namespace. Every frame is broadcast: no neighbour is asked for.
+// the rules of its namespace.
 type packetConn struct {
 	f    *os.File
 	raw  syscall.RawConn
 	link int
 	from netip.Addr
+	to   [8]byte // the station that frames go to
 }
 
 // Listen opens a connection on an interface of the calling thread's network namespace,
-// which sends as an address; the zero address is nobody's.
-func Listen(link int, from netip.Addr) (net.PacketConn, error) {
+// which sends as an address; the zero address is nobody's. Its frames go to a station, or
+// to all if that is nil.
+func Listen(link int, from netip.Addr, to net.HardwareAddr) (net.PacketConn, error) {
+	station := [8]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	if to != nil {
+		copy(station[:6], to)
+	}
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -48,7 +54,7 @@ func Listen(link int, from netip.Addr) (net.PacketConn, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	return &packetConn{f: f, raw: raw, link: link, from: from}, nil
+	return &packetConn{f: f, raw: raw, link: link, from: from, to: station}, nil
 }
 
 // answers lets UDP to the client's port through, so that nothing else fills the socket.
@@ -105,10 +111,10 @@ func (c *packetConn) WriteTo(b []byte, addr net.Addr) (int, error) {
 		return 0, errors.New("dhcp: not an IPv4 address of UDP")
 	}
 	packet := pack(b, c.from, to)
-	all := &unix.SockaddrLinklayer{Protocol: network(unix.ETH_P_IP), Ifindex: c.link, Halen: 6, Addr: [8]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}}
+	station := &unix.SockaddrLinklayer{Protocol: network(unix.ETH_P_IP), Ifindex: c.link, Halen: 6, Addr: c.to}
 	var sent error
 	err := c.raw.Write(func(fd uintptr) bool {
-		sent = unix.Sendto(int(fd), packet, 0, all)
+		sent = unix.Sendto(int(fd), packet, 0, station)
 		return !errors.Is(sent, unix.EAGAIN)
 	})
 	return len(b), errors.Join(err, sent)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -80,6 +81,7 @@ type client struct {
 	lease Lease // zero: none
 	state State
 	drop  context.CancelCauseFunc
+	taken chan *TakenError // capacity 1: somebody else uses its address
 }
 
 // errUnwanted ends a client whose lease is to be released.
@@ -140,7 +142,7 @@ func (p *Pool) start(w Wanted) {
 		return
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
-	c := &client{want: w, lease: p.earlier[w.ID], drop: cancel}
+	c := &client{want: w, lease: p.earlier[w.ID], drop: cancel, taken: make(chan *TakenError, 1)}
 	delete(p.earlier, w.ID)
 	if time.Now().Before(c.lease.Expires) {
 		c.state.Address = c.lease.Address
@@ -164,6 +166,22 @@ func (p *Pool) States() map[string]State {
 		out[id] = c.state
 	}
 	return out
+}
+
+// Taken says that somebody else uses an address and does not give way: it is declined, and
+// its client's no more.
+func (p *Pool) Taken(a netip.Addr, mac net.HardwareAddr) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.clients {
+		if c.lease.Address != a {
+			continue
+		}
+		select {
+		case c.taken <- &TakenError{Address: a, MAC: mac}:
+		default:
+		}
+	}
 }
 
 // Close ends all work. The leases stay.
@@ -344,8 +362,31 @@ func (p *Pool) hold(ctx context.Context, c *client) {
 				p.opts.Logger.Warn("a DHCP lease could not be extended yet", "client", c.lease.Client, "address", c.lease.Address, "error", err, "until", c.lease.Expires)
 			}
 		}
-		pause(ctx, time.Until(again))
+		if p.yields(ctx, c, time.Until(again)) {
+			return
+		}
 	}
+}
+
+// yields waits and says whether the client has given its address up meanwhile, to somebody
+// who uses it, too.
+func (p *Pool) yields(ctx context.Context, c *client, wait time.Duration) bool {
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	case by := <-c.taken:
+		if by.Address != c.lease.Address {
+			return false // it was said of one before
+		}
+		if err := p.opts.Exchange.Decline(c.lease); err != nil {
+			p.opts.Logger.Warn("an address by DHCP can't be declined", "client", c.lease.Client, "address", by.Address, "error", err)
+		}
+		p.expire(c, fmt.Sprintf("its DHCP lease of %s was declined: %s uses that address, too", by.Address, by.MAC))
+		return true
+	}
+	return false
 }
 
 // extend asks for more time until the lease's next stage, and not beyond.

@@ -52,7 +52,8 @@ func TestTimes(t *testing.T) {
 		"T2 behind the end":       {800, 100, 900, 100, 700, 800},
 		"T1 behind T2":            {800, 750, 700, 400, 700, 800},
 		"for ever":                {endless * 20, 0, 0, endless / 2, endless / 8 * 7, endless},
-		"a T2 before half of all": {800, 0, 200, 200, 200, 800},
+		"a T2 before half of all": {800, 0, 210, 120, 210, 800},
+		"T1 is T2":                {800, 210, 210, 120, 210, 800},
 	} {
 		l := timed(Lease{}, now, c.life, c.t1, c.t2)
 		if got := [3]time.Duration{l.Renew.Sub(now), l.Rebind.Sub(now), l.Expires.Sub(now)}; got != [3]time.Duration{c.wantT1, c.wantT2, c.wantLife} {
@@ -339,6 +340,35 @@ func TestPoolDeclines(t *testing.T) {
 	}
 	if want := []netip.Addr{first, second}; !slices.Equal(f.probed, want) {
 		t.Errorf("probed %v; want %v: the second time it was just given back", f.probed, want)
+	}
+}
+
+// TestPoolYields: an address that somebody else uses, too, is declined, and is its client's no
+// more; a keen client takes another. What is said of an address that nobody has does nothing.
+func TestPoolYields(t *testing.T) {
+	t.Parallel()
+	by := net.HardwareAddr{2, 0, 0, 0, 0, 9}
+	f := &fake{gives: []netip.Addr{first, second}, life: time.Hour}
+	b := newBench(t, f, nil)
+	b.Set([]Wanted{{ID: "own", Keen: true}})
+	b.holds("own", first)
+	b.Taken(server, by)
+	b.Taken(first, by)
+	b.holds("own", second)
+	b.Set([]Wanted{{ID: "m-1", Address: second}})
+	b.until("own is gone", func(s map[string]State) bool { return len(s) == 1 })
+	b.holds("m-1", second)
+	b.Taken(second, by)
+	b.until("it is lost", func(s map[string]State) bool {
+		return s["m-1"].Lost == "its DHCP lease of 192.168.10.141 was declined: 02:00:00:00:00:09 uses that address, too" && !s["m-1"].Address.IsValid()
+	})
+	if got := b.leases(); len(got) != 0 {
+		t.Errorf("written down: %+v", got)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !slices.Equal(f.declined, []netip.Addr{first, second}) {
+		t.Errorf("declined %v; want %v, %v", f.declined, first, second)
 	}
 }
 

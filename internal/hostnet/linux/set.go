@@ -321,6 +321,10 @@ func (n *Network) status(r *round) hostnet.Status {
 		v := n.vnets[uid]
 		s.Problems = append(s.Problems, v.problems...)
 		v.leases(&s)
+		for _, name := range sortedKeys(v.uplinks) {
+			u := v.uplinks[name]
+			s.Problems = append(s.Problems, u.claims.problems(v, u)...)
+		}
 		for k, p := range v.ports {
 			switch {
 			case p.ready:

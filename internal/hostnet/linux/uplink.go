@@ -29,6 +29,7 @@ type uplink struct {
 	checked time.Time
 	leasing *leasing    // with AddressingDHCP
 	leased  core.Uplink // what leasing was made for
+	claims  *claims     // nil: not yet
 }
 
 // uplinkLink names an uplink's interface in V, within the kernel's 15 characters.
@@ -93,10 +94,17 @@ func (v *vnet) setUplinks(ctx context.Context) {
 	}
 	for name, u := range v.uplinks {
 		if !wanted[name] {
-			u.unlease()
+			u.end()
 			delete(v.uplinks, name) // returnUplinks has given it back
 		}
 	}
+}
+
+// end releases what the uplink has leased, and hears no more of its network.
+func (u *uplink) end() {
+	u.unlease()
+	u.claims.close()
+	u.claims = nil
 }
 
 func sameUplink(a, b core.Uplink) bool {
@@ -149,6 +157,9 @@ func (n *Network) ensureUplink(ctx context.Context, v *vnet, u *uplink) error {
 		u.own, why = u.ownLease()
 	}
 	if err := v.at.assert(newLinks(link), v.uplinkState(u)); err != nil {
+		return err
+	}
+	if err := v.watchClaims(u, link); err != nil {
 		return err
 	}
 	begun, err := v.at.answerFor(link, u.proxies)
@@ -270,7 +281,7 @@ func (n *Network) returnUplinks(ctx context.Context, goals map[string]core.GoalV
 			continue
 		}
 		if v := n.vnets[r.VNetUID]; v != nil && v.uplinks[r.Uplink] != nil {
-			v.uplinks[r.Uplink].unlease()
+			v.uplinks[r.Uplink].end()
 		}
 		err := n.returnUplink(ctx, r)
 		if err == nil {

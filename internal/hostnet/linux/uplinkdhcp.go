@@ -106,9 +106,9 @@ func (v *vnet) openLeasing(u core.Uplink, link netlink.Link) (*leasing, error) {
 func dhcpClient(at *space, link netlink.Link, network netip.Prefix) *dhcp.Client {
 	return &dhcp.Client{
 		MAC: link.Attrs().HardwareAddr, Network: network,
-		Open: func(from netip.Addr) (c net.PacketConn, err error) {
+		Open: func(from netip.Addr, to net.HardwareAddr) (c net.PacketConn, err error) {
 			err = at.do(func() error {
-				c, err = dhcp.Listen(link.Attrs().Index, from)
+				c, err = dhcp.Listen(link.Attrs().Index, from, to)
 				return err
 			})
 			return c, err

@@ -170,10 +170,11 @@ func TestUplinkByDHCPIsCleanedUp(t *testing.T) {
 type scriptedDHCP struct {
 	mu     sync.Mutex
 	life   time.Duration
-	deaf   bool // answers nothing
-	refuse bool // answers extensions with NAK
-	spare  bool // but not those of the uplink's own address
-	next   byte // the last byte of the next address
+	rebind time.Duration // T2, if it says that
+	deaf   bool          // answers nothing
+	refuse bool          // answers extensions with NAK
+	spare  bool          // but not those of the uplink's own address
+	next   byte          // the last byte of the next address
 	given  map[string]netip.Addr
 	asked  []string
 }
@@ -208,6 +209,9 @@ func (s *scriptedDHCP) handle(conn net.PacketConn, _ net.Addr, m *dhcpv4.DHCPv4)
 	switch {
 	case s.deaf || m.MessageType() == dhcpv4.MessageTypeRelease:
 		return
+	case m.MessageType() == dhcpv4.MessageTypeDecline:
+		delete(s.given, id)
+		return
 	case m.MessageType() == dhcpv4.MessageTypeDiscover:
 		kind = dhcpv4.MessageTypeOffer
 	case extends && s.refuse && !(s.spare && strings.Contains(id, ownClientPrefix)):
@@ -220,6 +224,9 @@ func (s *scriptedDHCP) handle(conn net.PacketConn, _ net.Addr, m *dhcpv4.DHCPv4)
 	r, err := dhcpv4.NewReplyFromRequest(m, dhcpv4.WithMessageType(kind), dhcpv4.WithYourIP(s.given[id].AsSlice()),
 		dhcpv4.WithServerIP(net.ParseIP(lanServer)), dhcpv4.WithOption(dhcpv4.OptServerIdentifier(net.ParseIP(lanServer))), dhcpv4.WithLeaseTime(uint32(s.life.Seconds())))
 	if err == nil {
+		if s.rebind != 0 {
+			r.UpdateOption(dhcpv4.OptRebindingTimeValue(s.rebind))
+		}
 		_, _ = conn.WriteTo(r.ToBytes(), &net.UDPAddr{IP: net.IPv4bcast, Port: 68})
 	}
 }
@@ -284,36 +291,58 @@ func TestUplinkByDHCPLosesItsLease(t *testing.T) {
 }
 
 // TestUplinkByDHCPRenews: the member keeps its address, and its connection, past the first
-// lease's end.
+// lease's end; also if the server hears only what is for it alone (RENEWING), or only what is
+// for all (REBINDING).
 func TestUplinkByDHCPRenews(t *testing.T) {
 	t.Parallel()
-	l := newLab(t)
-	lan := newLAN(l)
-	hostBridge(l)
-	s := &scriptedDHCP{life: 8 * time.Second, next: 140}
-	serveDHCP(l, lan, s)
-	g := plant("u1", onLAN(byDHCP))
-	n := l.up()
-	m := l.obtain(n, g, asking(g, 1))
-	begun := time.Now()
-	cfg := hostnet.Config{VNets: []core.GoalVNet{g}, Ports: []hostnet.Port{m}}
-	ready := func(s hostnet.Status) bool { return s.Ports[m.Key()] != "" && len(s.Problems) == 0 }
-	at := portOf(t, l.setUntil(n, "the port", func() hostnet.Config { return cfg }, ready), m)
-	c, err := dialIn(t, at, lanServer+":80", 5*time.Second)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := line(c); err != nil {
-		t.Fatal(err)
-	}
-	l.setUntil(n, "two leases' time", func() hostnet.Config { return cfg }, func(st hostnet.Status) bool {
-		if lost := st.Leased[m.Key()].Lost; lost != "" {
-			t.Fatal(lost)
-		}
-		return time.Since(begun) > 17*time.Second
-	})
-	echo(t, c, "after two leases' time")
-	if k := s.count("REQUEST true"); k < 4 {
-		t.Errorf("%d extensions for two clients in two leases' time; want 4 at least", k)
+	for name, c := range map[string]struct {
+		server *scriptedDHCP
+		deafTo string // a destination
+		leases int    // that it lasts at least
+	}{
+		"by either":                {&scriptedDHCP{life: 8 * time.Second}, "", 2},
+		"by what is for it alone":  {&scriptedDHCP{life: 10 * time.Second}, "255.255.255.255", 1},
+		"by what is for everybody": {&scriptedDHCP{life: 20 * time.Second, rebind: 10 * time.Second}, lanServer, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t)
+			lan := newLAN(l)
+			hostBridge(l)
+			s := c.server
+			s.next = 140
+			serveDHCP(l, lan, s)
+			g := plant("u1", onLAN(byDHCP))
+			n := l.up()
+			m := l.obtain(n, g, asking(g, 1))
+			begun := time.Now()
+			if c.deafTo != "" {
+				in(t, lan, func() error { // RFC 1122, 3.3.6
+					return writeAll([]sysctl{{key: "ipv4/conf/lan0/drop_unicast_in_l2_multicast", value: "1"}})
+				})
+				nft(t, lan, "add table ip deaf; add chain ip deaf in { type filter hook input priority 0; }; add rule ip deaf in ip daddr "+c.deafTo+" udp dport 67 drop")
+			}
+			cfg := hostnet.Config{VNets: []core.GoalVNet{g}, Ports: []hostnet.Port{m}}
+			ready := func(s hostnet.Status) bool { return s.Ports[m.Key()] != "" && len(s.Problems) == 0 }
+			at := portOf(t, l.setUntil(n, "the port", func() hostnet.Config { return cfg }, ready), m)
+			conn, err := dialIn(t, at, lanServer+":80", 5*time.Second)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := line(conn); err != nil {
+				t.Fatal(err)
+			}
+			long := time.Duration(c.leases)*s.life + time.Second
+			l.setUntil(n, "its lease's end", func() hostnet.Config { return cfg }, func(st hostnet.Status) bool {
+				if lost := st.Leased[m.Key()].Lost; lost != "" {
+					t.Fatal(lost)
+				}
+				return time.Since(begun) > long
+			})
+			echo(t, conn, "after the lease's end")
+			if k := s.count("REQUEST true"); k < 2*c.leases {
+				t.Errorf("%d extensions for two clients in %v; want %d at least", k, long, 2*c.leases)
+			}
+		})
 	}
 }

@@ -206,6 +206,30 @@ func TestUplinkRecordsOfManyAtOnce(t *testing.T) {
 	}
 }
 
+// TestHintsDiffer: a server that can't give an address is asked for others, all of which
+// members could have.
+func TestHintsDiffer(t *testing.T) {
+	t.Parallel()
+	g := plant("u1", onLAN(byDHCP))
+	p := usable{"own", g.Uplinks[0].Addressing, g.Subnets[0], nil, func() ([]netip.Addr, error) { return nil, nil }}
+	if a := p.hint("own", false); a.IsValid() {
+		t.Errorf("the uplink itself asks for %s: it needs none of the subnet", a)
+	}
+	for client, again := range map[string]bool{"m-1-1": false, "own": true} {
+		seen := map[netip.Addr]bool{}
+		for range 1000 {
+			a := p.hint(client, again)
+			if err := p.fits("m-1-1", a); err != nil {
+				t.Fatal(err)
+			}
+			seen[a] = true
+		}
+		if len(seen) < 50 { // of 59
+			t.Errorf("%s asks for %d addresses in 1,000 tries", client, len(seen))
+		}
+	}
+}
+
 // TestUsable: which addresses of a server nobody can have.
 func TestUsable(t *testing.T) {
 	t.Parallel()

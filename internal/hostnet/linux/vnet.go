@@ -370,6 +370,7 @@ func (v *vnet) silence() {
 // close gives up the handles; the kernel keeps everything.
 func (v *vnet) close() {
 	for _, u := range v.uplinks {
+		u.claims.close()
 		if u.leasing != nil {
 			u.leasing.pool.Close()
 		}
