@@ -103,18 +103,15 @@ func (e *ApplyError) Unwrap() error { return e.Err }
 // Apply creates or updates resources, all or none. Each document is a JSON object
 // with "kind" and the resource's fields.
 func (c *Client) Apply(ctx context.Context, docs []json.RawMessage, dryRun bool) ([]Applied, error) {
-	var out struct {
-		Results []Applied `json:"results"`
-	}
 	path := "/v1/apply"
 	if dryRun {
 		path += "?dryRun=true"
 	}
-	err := c.call(ctx, http.MethodPost, path, map[string]any{"documents": docs}, &out)
-	return out.Results, err
+	results, _, err := c.changeAll(ctx, path, map[string]any{"documents": docs})
+	return results, err
 }
 
-// HostActing is how far a host is with what was applied.
+// HostActing is how far a host is with what was changed.
 type HostActing struct {
 	Host      string   `json:"host"`
 	Connected bool     `json:"connected"`
@@ -125,13 +122,8 @@ type HostActing struct {
 // ApplyAndWait is Apply, and waits for at most so long until the hosts that run members
 // have acted on it. It returns how far each of them is.
 func (c *Client) ApplyAndWait(ctx context.Context, docs []json.RawMessage, most time.Duration) ([]Applied, []HostActing, error) {
-	var out struct {
-		Results []Applied    `json:"results"`
-		Hosts   []HostActing `json:"hosts"`
-	}
 	path := "/v1/apply?" + url.Values{"wait": {most.String()}}.Encode()
-	err := c.call(ctx, http.MethodPost, path, map[string]any{"documents": docs}, &out)
-	return out.Results, out.Hosts, err
+	return c.changeAll(ctx, path, map[string]any{"documents": docs})
 }
 
 // List returns the objects of a kind as JSON, each with "kind" and "status".
@@ -157,11 +149,26 @@ func (c *Client) Delete(ctx context.Context, kind, name string, force bool) erro
 
 // DeleteFor does so for a reason, which the service keeps in its audit log.
 func (c *Client) DeleteFor(ctx context.Context, kind, name string, force bool, reason string) error {
-	q := url.Values{"force": {strconv.FormatBool(force)}}
+	_, err := c.delete(ctx, kind, name, force, reason, url.Values{})
+	return err
+}
+
+// DeleteAndWait is DeleteFor, and waits for at most so long until the hosts that run members
+// have acted on it. It returns how far each of them is.
+func (c *Client) DeleteAndWait(ctx context.Context, kind, name string, force bool, reason string, most time.Duration) ([]HostActing, error) {
+	return c.delete(ctx, kind, name, force, reason, url.Values{"wait": {most.String()}})
+}
+
+func (c *Client) delete(ctx context.Context, kind, name string, force bool, reason string, q url.Values) ([]HostActing, error) {
+	var out struct {
+		Hosts []HostActing `json:"hosts"`
+	}
+	q.Set("force", strconv.FormatBool(force))
 	if reason != "" {
 		q.Set("reason", reason)
 	}
-	return c.call(ctx, http.MethodDelete, "/v1/"+url.PathEscape(kind)+"/"+url.PathEscape(name)+"?"+q.Encode(), nil, nil)
+	err := c.call(ctx, http.MethodDelete, "/v1/"+url.PathEscape(kind)+"/"+url.PathEscape(name)+"?"+q.Encode(), nil, &out)
+	return out.Hosts, err
 }
 
 // Object names a resource.
@@ -180,11 +187,23 @@ type DeleteSet struct {
 
 // DeleteAll deletes several resources, all or none, and returns those that were there.
 func (c *Client) DeleteAll(ctx context.Context, set DeleteSet) ([]Applied, error) {
+	results, _, err := c.changeAll(ctx, "/v1/delete", set)
+	return results, err
+}
+
+// DeleteAllAndWait is DeleteAll, and waits as DeleteAndWait does.
+func (c *Client) DeleteAllAndWait(ctx context.Context, set DeleteSet, most time.Duration) ([]Applied, []HostActing, error) {
+	return c.changeAll(ctx, "/v1/delete?"+url.Values{"wait": {most.String()}}.Encode(), set)
+}
+
+// changeAll asks for changes of several resources.
+func (c *Client) changeAll(ctx context.Context, path string, in any) ([]Applied, []HostActing, error) {
 	var out struct {
-		Results []Applied `json:"results"`
+		Results []Applied    `json:"results"`
+		Hosts   []HostActing `json:"hosts"`
 	}
-	err := c.call(ctx, http.MethodPost, "/v1/delete", set, &out)
-	return out.Results, err
+	err := c.call(ctx, http.MethodPost, path, in, &out)
+	return out.Results, out.Hosts, err
 }
 
 // Gateway wakes, pauses or restarts a gateway and waits until it is so.

@@ -6,8 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"sync"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -32,16 +30,13 @@ func (a *app) applyCommand() *cobra.Command {
 	}
 	cmd.Flags().StringArrayVarP(&files, "file", "f", nil, "file, folder of *.yaml files, or - for standard input; may be repeated")
 	cmd.Flags().BoolVar(&how.dryRun, "dry-run", false, "say what would change, change nothing")
-	cmd.Flags().DurationVar(&how.wait, "wait", 10*time.Second, "for how long to wait until the hosts that run members have acted on it")
-	cmd.Flags().BoolVar(&how.noWait, "no-wait", false, "do not wait for hosts")
-	cmd.MarkFlagsMutuallyExclusive("wait", "no-wait")
+	how.hosts.add(cmd)
 	return cmd
 }
 
 type applyFlags struct {
 	dryRun bool
-	wait   time.Duration
-	noWait bool
+	hosts  waitFlags
 }
 
 func (a *app) apply(cmd *cobra.Command, files []string, how applyFlags) error {
@@ -78,45 +73,17 @@ func (a *app) apply(cmd *cobra.Command, files []string, how applyFlags) error {
 	for _, r := range results {
 		fmt.Fprintf(a.Out, "%s/%s %s%s\n", r.Kind, r.Name, r.Change, suffix)
 	}
-	for _, h := range hosts {
-		a.tell(h, how.wait)
-	}
+	a.tell(hosts, how.hosts)
 	return nil
 }
 
-// sayWaits is after how long an apply says what it waits for.
-const sayWaits = time.Second
-
 func (a *app) send(ctx context.Context, c *client.Client, docs []json.RawMessage, how applyFlags) ([]client.Applied, []client.HostActing, error) {
-	if how.dryRun || how.noWait || how.wait <= 0 {
+	if how.dryRun || !how.hosts.wanted() {
 		results, err := c.Apply(ctx, docs, how.dryRun)
 		return results, nil, err
 	}
-	var said sync.WaitGroup
-	said.Add(1)
-	notice := time.AfterFunc(sayWaits, func() {
-		defer said.Done()
-		fmt.Fprintf(a.Err, "waiting until the hosts have acted on it, for at most %s (--no-wait does not)\n", how.wait)
-	})
-	defer func() {
-		if !notice.Stop() {
-			said.Wait()
-		}
-	}()
-	return c.ApplyAndWait(ctx, docs, how.wait)
-}
-
-// tell says what is not well with a host after an apply.
-func (a *app) tell(h client.HostActing, waited time.Duration) {
-	switch {
-	case !h.Connected:
-		fmt.Fprintf(a.Err, "warning: host %s is not connected; it acts on this once it is back\n", h.Host)
-	case !h.Acted:
-		fmt.Fprintf(a.Err, "warning: host %s has not acted on it within %s; until it has, what was before holds there\n", h.Host, waited)
-	}
-	for _, p := range h.Problems {
-		fmt.Fprintf(a.Err, "warning: host %s: %s\n", h.Host, p)
-	}
+	defer a.waiting(how.hosts)()
+	return c.ApplyAndWait(ctx, docs, how.hosts.wait)
 }
 
 // withKind puts the kind in front of a resource's fields.

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -16,6 +17,7 @@ type deleteFlags struct {
 	ignoreMissing bool
 	force         bool
 	reason        string
+	hosts         waitFlags
 }
 
 func (a *app) deleteCommand() *cobra.Command {
@@ -35,6 +37,7 @@ func (a *app) deleteCommand() *cobra.Command {
 	fl.BoolVar(&f.ignoreMissing, "ignore-not-found", false, "delete what there is, even if some of it does not exist")
 	fl.BoolVar(&f.force, "force", false, "don't wait for the confirmation of hosts: a gateway goes at once, its addresses stay leased; leases, links and hosts, named alone, go on your word alone")
 	fl.StringVar(&f.reason, "reason", "", "why, for the audit log (\"sluice get audits\")")
+	f.hosts.add(cmd)
 	return cmd
 }
 
@@ -48,25 +51,34 @@ func (a *app) delete(ctx context.Context, f deleteFlags, args []string) error {
 		return err
 	}
 	defer c.Close()
-	if len(objects) == 1 && !f.ignoreMissing {
-		kind, err := kindOf(objects[0].Kind)
-		if err != nil {
-			return err
-		}
-		if err := c.DeleteFor(ctx, kind.plural, objects[0].Name, f.force, f.reason); err != nil {
-			return err
-		}
-		_, err = fmt.Fprintf(a.Out, "%s/%s deleted\n", kind.name, objects[0].Name)
-		return err
-	}
-	done, err := c.DeleteAll(ctx, client.DeleteSet{Objects: objects, IgnoreMissing: f.ignoreMissing, Force: f.force, Reason: f.reason})
+	done, hosts, err := a.remove(ctx, c, f, objects)
 	if err != nil {
 		return err
 	}
 	for _, r := range done {
 		fmt.Fprintf(a.Out, "%s/%s %s\n", r.Kind, r.Name, r.Change)
 	}
+	a.tell(hosts, f.hosts)
 	return nil
+}
+
+// remove deletes one object of whatever kind, or several resources.
+func (a *app) remove(ctx context.Context, c *client.Client, f deleteFlags, objects []client.Object) (done []client.Applied, hosts []client.HostActing, err error) {
+	most := time.Duration(0)
+	if f.hosts.wanted() {
+		most = f.hosts.wait
+		defer a.waiting(f.hosts)()
+	}
+	if len(objects) != 1 || f.ignoreMissing {
+		set := client.DeleteSet{Objects: objects, IgnoreMissing: f.ignoreMissing, Force: f.force, Reason: f.reason}
+		return c.DeleteAllAndWait(ctx, set, most)
+	}
+	kind, err := kindOf(objects[0].Kind)
+	if err != nil {
+		return nil, nil, err
+	}
+	hosts, err = c.DeleteAndWait(ctx, kind.plural, objects[0].Name, f.force, f.reason, most)
+	return []client.Applied{{Kind: kind.name, Name: objects[0].Name, Change: "deleted"}}, hosts, err
 }
 
 // named lists what the arguments and the files name.

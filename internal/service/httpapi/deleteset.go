@@ -22,6 +22,10 @@ type deleteRequest struct {
 
 // deleteAll deletes several resources, all or none.
 func (a *api) deleteAll(w http.ResponseWriter, r *http.Request) error {
+	wait, err := period(r, "wait", maxWait)
+	if err != nil {
+		return err
+	}
 	var req deleteRequest
 	if err := readJSON(w, r, maxRequest, &req); err != nil {
 		return err
@@ -42,5 +46,5 @@ func (a *api) deleteAll(w http.ResponseWriter, r *http.Request) error {
 	if done == nil {
 		done = []service.Applied{}
 	}
-	return writeJSON(w, http.StatusOK, map[string]any{"results": done})
+	return writeJSON(w, http.StatusOK, changes{a.acted(r, wait), done})
 }

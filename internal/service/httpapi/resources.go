@@ -10,6 +10,7 @@ import (
 
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/errs"
+	"github.com/sluice-gateway/sluice/internal/fleet"
 	"github.com/sluice-gateway/sluice/internal/service"
 )
 
@@ -41,15 +42,40 @@ type applyRequest struct {
 	Documents []json.RawMessage `json:"documents"`
 }
 
-// maxApplyWait bounds how long an apply waits for hosts.
-const maxApplyWait = 5 * time.Minute
+// maxWait bounds how long a change waits for hosts.
+const maxWait = 5 * time.Minute
+
+// acted waits until the hosts have acted on a change, if the request wants that, and tells
+// how far each is. If that can't be told, the change stands all the same.
+func (a *api) acted(r *http.Request, wait time.Duration) []fleet.Acting {
+	if wait <= 0 {
+		return nil
+	}
+	hosts, err := a.f.AwaitHosts(r.Context(), wait)
+	if err != nil {
+		return nil
+	}
+	return hosts
+}
+
+// changes is what was done to several resources.
+type changes struct {
+	Hosts   []fleet.Acting    `json:"hosts,omitempty"`
+	Results []service.Applied `json:"results"`
+}
+
+// change is what was done to one.
+type change struct {
+	service.Applied
+	Hosts []fleet.Acting `json:"hosts,omitempty"`
+}
 
 func (a *api) apply(w http.ResponseWriter, r *http.Request) error {
 	dryRun, err := flag(r, "dryRun")
 	if err != nil {
 		return err
 	}
-	wait, err := period(r, "wait", maxApplyWait)
+	wait, err := period(r, "wait", maxWait)
 	if err != nil {
 		return err
 	}
@@ -67,13 +93,10 @@ func (a *api) apply(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	out := map[string]any{"results": applied}
-	if wait > 0 && !dryRun {
-		if hosts, err := a.f.AwaitHosts(r.Context(), wait); err == nil { // else what was applied stands
-			out["hosts"] = hosts
-		}
+	if dryRun {
+		wait = 0
 	}
-	return writeJSON(w, http.StatusOK, out)
+	return writeJSON(w, http.StatusOK, changes{a.acted(r, wait), applied})
 }
 
 // document reads the kind of one document of an apply.
@@ -132,6 +155,10 @@ func (a *api) put(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	wait, err := period(r, "wait", maxWait)
+	if err != nil {
+		return err
+	}
 	fields := map[string]json.RawMessage{}
 	if err := readJSON(w, r, maxRequest, &fields); err != nil {
 		return err
@@ -151,7 +178,10 @@ func (a *api) put(w http.ResponseWriter, r *http.Request) error {
 	if applied[0].Change == core.Created && !dryRun {
 		status = http.StatusCreated
 	}
-	return writeJSON(w, status, applied[0])
+	if dryRun {
+		wait = 0
+	}
+	return writeJSON(w, status, change{applied[0], a.acted(r, wait)})
 }
 
 // named puts the path's name into a resource; kind and name in it may only agree.
@@ -185,11 +215,16 @@ func (a *api) delete(w http.ResponseWriter, r *http.Request) error {
 	if how.Force, err = flag(r, "force"); err != nil {
 		return err
 	}
+	wait, err := period(r, "wait", maxWait)
+	if err != nil {
+		return err
+	}
 	name := r.PathValue("name")
 	if err := a.f.Delete(r.Context(), k.Name, name, how); err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, service.Applied{Kind: core.Kind(k.Name), Name: name, Change: core.Deleted})
+	done := service.Applied{Kind: core.Kind(k.Name), Name: name, Change: core.Deleted}
+	return writeJSON(w, http.StatusOK, change{done, a.acted(r, wait)})
 }
 
 // act does something to a gateway or a data source.
