@@ -35,14 +35,24 @@ func (s *Service) FirstToken(ctx context.Context) (core.Secret, error) {
 	return core.NewSecret(token), nil
 }
 
-// RenewToken implements Frontend.
-func (s *Service) RenewToken(ctx context.Context) (core.Secret, error) {
+// caller is who asks, and may. The one role that there is may do everything in its tenant;
+// every method of Frontend asks here, so that no front end has to.
+func caller(ctx context.Context) (core.Principal, error) {
 	p, err := core.PrincipalFrom(ctx)
 	if err != nil {
-		return core.Secret{}, unauthenticated(err)
+		return p, errs.New(errs.Unauthenticated, "%w", err).WithStep(errs.StepAdmit)
 	}
 	if p.Role != core.RoleAdmin {
-		return core.Secret{}, errs.New(errs.Denied, "only an administrator may replace the administrator's token")
+		return core.Principal{}, errs.New(errs.Denied, "%s has the role %q, and only that of %q may do this", p.Name, p.Role, core.RoleAdmin).WithStep(errs.StepAdmit)
+	}
+	return p, nil
+}
+
+// RenewToken implements Frontend.
+func (s *Service) RenewToken(ctx context.Context) (core.Secret, error) {
+	p, err := caller(ctx)
+	if err != nil {
+		return core.Secret{}, err
 	}
 	token := newToken()
 	err = s.opts.Store.Write(ctx, func(tx store.Tx) error {

@@ -49,9 +49,9 @@ func (s *Service) Restart(ctx context.Context, gateway string) error {
 
 // onGateway runs an administrator's act on a gateway and keeps an audit entry of it.
 func (s *Service) onGateway(ctx context.Context, act, gateway string, do func(fleet.GatewayRef) error) error {
-	p, err := core.PrincipalFrom(ctx)
+	p, err := caller(ctx)
 	if err != nil {
-		return unauthenticated(err)
+		return err
 	}
 	ref, err := s.gatewayRef(ctx, p.Tenant, gateway)
 	if err != nil {

@@ -74,7 +74,8 @@ type Result struct {
 }
 
 // Frontend is what the query and resource front ends need of the service. Every
-// method reads the principal from the context and refuses without one.
+// method but Authenticate and Ready reads the principal from the context, and refuses
+// without one and one whose role may not do it.
 type Frontend interface {
 	Apply(ctx context.Context, docs []Document, dryRun bool) ([]Applied, error)
 	// AwaitHosts waits until the hosts that run members of the tenant have acted on what was

@@ -105,7 +105,7 @@ func (b *breakers) each(tell func(t core.TenantID, name string, s breaker.Status
 
 // reachable tells that a test reached a data source.
 func (s *Service) reachable(ctx context.Context, name string) {
-	p, err := core.PrincipalFrom(ctx)
+	p, err := caller(ctx)
 	if err != nil {
 		return
 	}

@@ -29,9 +29,9 @@ const maxProbeTimeout = time.Minute
 
 // Check implements Frontend: the verdict of the rules and, unless dry, a real probe.
 func (s *Service) Check(ctx context.Context, in core.Check) (core.CheckResult, error) {
-	p, err := core.PrincipalFrom(ctx)
+	p, err := caller(ctx)
 	if err != nil {
-		return core.CheckResult{}, unauthenticated(err)
+		return core.CheckResult{}, err
 	}
 	if err := checkInput(&in); err != nil {
 		return core.CheckResult{}, err
@@ -237,7 +237,7 @@ func (s *Service) explain(ctx context.Context, t core.TenantID, m core.Member, s
 // explainStep does the same for the step at which a test failed. Every member of a
 // gateway meets the same rules, so any address of the gateway's does.
 func (s *Service) explainStep(ctx context.Context, source string, step *memberapi.TestStep) {
-	p, err := core.PrincipalFrom(ctx)
+	p, err := caller(ctx)
 	if err != nil || step.SQLState != "" { // the source itself has answered
 		return
 	}

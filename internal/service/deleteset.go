@@ -34,9 +34,9 @@ type DeleteSet struct {
 // DeleteAll implements Frontend: all or none. The members of gateways are torn down
 // before that, so a gateway may be paused by a deletion that fails in the end.
 func (s *Service) DeleteAll(ctx context.Context, in DeleteSet) ([]Applied, error) {
-	p, err := core.PrincipalFrom(ctx)
+	p, err := caller(ctx)
 	if err != nil {
-		return nil, unauthenticated(err)
+		return nil, err
 	}
 	if err := in.check(); err != nil {
 		return nil, err

@@ -51,9 +51,9 @@ func (q *running) queued(req fleet.Request) func(ahead int) {
 
 // CancelQuery implements Frontend.
 func (s *Service) CancelQuery(ctx context.Context, id string) error {
-	p, err := core.PrincipalFrom(ctx)
+	p, err := caller(ctx)
 	if err != nil {
-		return unauthenticated(err)
+		return err
 	}
 	q := s.inFlight.find(id)
 	if q == nil || q.tenant != p.Tenant {
@@ -62,9 +62,6 @@ func (s *Service) CancelQuery(ctx context.Context, id string) error {
 			return err
 		}
 		return errs.New(errs.Conflict, "query %s has ended already: %s", id, rec.State).On(KindQuery+"/"+id, "")
-	}
-	if p.Role != core.RoleAdmin && q.user != p.Name {
-		return errs.New(errs.Denied, "query %s is another user's: only an administrator may cancel it", id).On(KindQuery+"/"+id, "")
 	}
 	q.stopped.CompareAndSwap(nil, errs.New(errs.Cancelled, "the query was cancelled by %s", p.Name))
 	q.stop()

@@ -138,9 +138,9 @@ func (s *Service) TestDataSource(ctx context.Context, name string) (memberapi.Te
 
 // ask sends a request whose answer is one JSON document. Without a class it takes no slot.
 func (s *Service) ask(ctx context.Context, source string, class core.QueryClass, path string, body func(memberapi.Source) any, out any) error {
-	p, err := core.PrincipalFrom(ctx)
+	p, err := caller(ctx)
 	if err != nil {
-		return unauthenticated(err)
+		return err
 	}
 	tgt, err := s.target(ctx, p.Tenant, source)
 	if err != nil {
@@ -300,9 +300,9 @@ func memberError(m core.Member, resp *http.Response) error {
 
 // run sends a request whose answer is a result, and keeps its record.
 func (s *Service) run(ctx context.Context, source string, in QueryInput, body bodyOf) (*Result, error) {
-	p, err := core.PrincipalFrom(ctx)
+	p, err := caller(ctx)
 	if err != nil {
-		return nil, unauthenticated(err)
+		return nil, err
 	}
 	q := s.begin(p, source, in)
 	res, err := s.execute(ctx, p, q, source, in, body)
@@ -455,8 +455,4 @@ func (b *resultBody) Close() error {
 		b.end = fmt.Errorf("the result was closed: %w", io.ErrClosedPipe)
 	}
 	return b.resp.Body.Close()
-}
-
-func unauthenticated(err error) error {
-	return errs.New(errs.Unauthenticated, "%w", err).WithStep(errs.StepAdmit)
 }

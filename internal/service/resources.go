@@ -50,9 +50,9 @@ func objectName(k core.Kind, name string) string { return string(k) + "/" + name
 
 // Apply implements Frontend: all documents or none.
 func (s *Service) Apply(ctx context.Context, docs []Document, dryRun bool) ([]Applied, error) {
-	p, err := core.PrincipalFrom(ctx)
+	p, err := caller(ctx)
 	if err != nil {
-		return nil, unauthenticated(err)
+		return nil, err
 	}
 	incoming, err := decode(docs)
 	if err != nil {
@@ -97,9 +97,9 @@ func (s *Service) Apply(ctx context.Context, docs []Document, dryRun bool) ([]Ap
 
 // AwaitHosts implements Frontend.
 func (s *Service) AwaitHosts(ctx context.Context, most time.Duration) ([]fleet.Acting, error) {
-	p, err := core.PrincipalFrom(ctx)
+	p, err := caller(ctx)
 	if err != nil {
-		return nil, unauthenticated(err)
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
@@ -281,9 +281,9 @@ func (a *apply) same(r core.Resource, old core.Stored, password core.Secret) (bo
 // the gateway goes without waiting for that, and the addresses stay leased until
 // their host confirms.
 func (s *Service) Delete(ctx context.Context, kind, name string, how DeleteOptions) error {
-	p, err := core.PrincipalFrom(ctx)
+	p, err := caller(ctx)
 	if err != nil {
-		return unauthenticated(err)
+		return err
 	}
 	if err := how.check(); err != nil {
 		return err

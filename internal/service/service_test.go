@@ -102,7 +102,7 @@ func newRig(t *testing.T) *rig {
 		r.fleet.Close()
 		st.Close()
 	})
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute) // its subtests may wait for their turn
 	t.Cleanup(cancel)
 	r.ctx = core.WithPrincipal(ctx, core.Principal{Tenant: core.DefaultTenant, Name: "ann", Role: core.RoleAdmin})
 	return r

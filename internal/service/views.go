@@ -85,9 +85,9 @@ type VNetStatus struct {
 
 // List implements Frontend.
 func (s *Service) List(ctx context.Context, kind string) ([]View, error) {
-	p, err := core.PrincipalFrom(ctx)
+	p, err := caller(ctx)
 	if err != nil {
-		return nil, unauthenticated(err)
+		return nil, err
 	}
 	switch kind {
 	case KindMember:
@@ -175,9 +175,9 @@ func (s *Service) withMemberHistory(ctx context.Context, v View) (View, error) {
 	if !ok {
 		return v, nil
 	}
-	p, err := core.PrincipalFrom(ctx)
+	p, err := caller(ctx)
 	if err != nil {
-		return View{}, unauthenticated(err)
+		return View{}, err
 	}
 	lives, err := s.opts.Fleet.History(ctx, store.TransitionFilter{Tenant: p.Tenant, Of: core.TransitionOfMember, GatewayUID: status.UID})
 	status.MemberHistory = newestChanges(lives)
@@ -202,9 +202,9 @@ func newestChanges(lives map[string][]core.Transition) (out []MemberChange) {
 }
 
 func (s *Service) leaseRecord(ctx context.Context, name string) (View, error) {
-	p, err := core.PrincipalFrom(ctx)
+	p, err := caller(ctx)
 	if err != nil {
-		return View{}, unauthenticated(err)
+		return View{}, err
 	}
 	leases, err := s.opts.Fleet.Leases(ctx, p.Tenant)
 	if err != nil {
