@@ -173,6 +173,11 @@ func TestPlacementGoesByWhatHostsHaveLeft(t *testing.T) {
 		c.rewrite("gateway.yaml", "members: {min: 0, max: 4}", "members: {min: 4, max: 4}")
 		c.applyExample()
 		c.Must("gateway", "wake", gateway)
+		t.Cleanup(func() {
+			if t.Failed() {
+				t.Logf("members are ready on %q, and the gateway's problem is %q", c.readyOn(t), c.problem())
+			}
+		})
 		eventually(t, 90*time.Second, "three are reserved for", func() bool { return len(c.readyOn(t)) == 3 && strings.Contains(c.problem(), "reservations of 32 MiB") })
 		for _, on := range c.readyOn(t) {
 			if on != "h1" {
@@ -192,6 +197,10 @@ func TestTheCPULimitHolds(t *testing.T) {
 	c.applyExample()
 	c.value("select 1")
 	dir := cpuGroup(t, c.pidOf(t, onlyMember(t, c.Client())))
+	quota := dir + "/cpu.max"
+	if _, err := os.Stat(quota); err != nil { // version 1 of control groups
+		quota = dir + "/cpu.cfs_quota_us"
+	}
 	throttled := func() int {
 		text, err := os.ReadFile(dir + "/cpu.stat")
 		if err != nil {
@@ -205,6 +214,11 @@ func TestTheCPULimitHolds(t *testing.T) {
 		return n
 	}
 	before := throttled()
+	t.Cleanup(func() {
+		if limit, err := os.ReadFile(quota); t.Failed() {
+			t.Logf("%s: %s %v, want %v of a CPU", quota, strings.TrimSpace(string(limit)), err, cpus)
+		}
+	})
 	var spinning []*exec.Cmd
 	for range 3 {
 		// It is in the group before it begins, so that all of its time counts.
