@@ -1,7 +1,7 @@
 // Package confine takes from the running process what a member never needs.
 //
 // It owns the process's own confinement: no new privileges, no core dumps, a Landlock
-// domain (no files but the CA bundle, no TCP bind) and a seccomp filter (an allow-list
+// domain (no files but the CA bundle; no TCP bind, from Linux 6.7 on) and a seccomp filter (an allow-list
 // of what a Go program needs that only dials out). It does not own namespaces,
 // capabilities or limits; the sandbox's runtime sets those from outside.
 // sluice-gateway calls Apply once, first thing, before it opens anything.
@@ -67,7 +67,7 @@ func Apply(o Options) (Report, error) {
 	report(o.Logger, r)
 	if len(failed) > 0 && !o.AllowDegraded {
 		return r, errs.New(errs.Internal, "the member can't confine itself: %w", errors.Join(failed...)).
-			WithHint("members need Linux 6.7 or later with Landlock enabled (lsm=landlock,…) and seccomp filters")
+			WithHint("members need Linux 5.13 or later with Landlock enabled (lsm=landlock,…) and seccomp filters")
 	}
 	return r, nil
 }
