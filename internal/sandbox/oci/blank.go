@@ -68,6 +68,7 @@ func (r *Runtime) adopt(ctx context.Context, blank string, spec sandbox.Spec, bo
 	}
 	defer func() {
 		if err != nil {
+			p.reap()
 			p.close()
 		}
 	}()

@@ -205,12 +205,15 @@ func readKey(path, key string) (int64, error) {
 // kill kills every process of a cgroup and waits until none is left.
 func (c cgroups) kill(ctx context.Context, cgroup string) error {
 	c.thaw(cgroup)
+	killed := map[int]bool{}
 	for end := time.Now().Add(killTimeout); ; time.Sleep(3 * time.Millisecond) {
 		pids := c.processes(cgroup)
 		if len(pids) == 0 {
+			reapKilled(killed)
 			return nil
 		}
 		for _, pid := range pids {
+			killed[pid] = true
 			// ESRCH means that it went by itself.
 			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 				return errs.New(errs.Internal, "kill process %d of cgroup %s: %w", pid, cgroup, err)

@@ -1,12 +1,15 @@
 package oci
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -42,7 +45,43 @@ func buildAndRun(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	return m.Run()
+	code := m.Run()
+	if left := zombies(); len(left) > 0 && code == 0 {
+		fmt.Fprintln(os.Stderr, "ended, and not reaped:", left)
+		return 1
+	}
+	return code
+}
+
+// zombies are the children of this process that it has yet to reap, after some patience: on a
+// kernel before 6.15 sandboxes are its children.
+func zombies() (left []string) {
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		left = nil
+		stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+		for _, path := range stats {
+			raw, _ := os.ReadFile(path)
+			fields := strings.Fields(string(raw[bytes.LastIndexByte(raw, ')')+1:]))
+			if len(fields) > 1 && fields[0] == "Z" && fields[1] == strconv.Itoa(os.Getpid()) {
+				left = append(left, string(raw))
+			}
+		}
+		if len(left) == 0 {
+			return nil
+		}
+	}
+	return left
+}
+
+func TestKernelsThatKeepTheStatus(t *testing.T) {
+	t.Parallel()
+	for release, want := range map[string]bool{
+		"6.1.0-56-amd64": false, "6.14.0": false, "5.15.0-91-generic": false, "6.15.0-rc1": true, "6.18.44": true, "7.0.1": true, "odd": false,
+	} {
+		if got := keepsStatus(release); got != want {
+			t.Errorf("%s: %v; want %v", release, got, want)
+		}
+	}
 }
 
 // runManager starts sandboxes one after another, as a host would, until it is killed.

@@ -71,7 +71,8 @@ var (
 	validID       = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
 )
 
-// New returns a Runtime. It makes nothing on the machine.
+// New returns a Runtime. It makes nothing on the machine. On kernels before 6.15 this process
+// becomes the parent of its descendants' orphans, and reaps those of the Runtime.
 func New(o Options) (*Runtime, error) {
 	if o.Runtime == "" {
 		o.Runtime = "runc"
@@ -92,6 +93,9 @@ func New(o Options) (*Runtime, error) {
 		return nil, errs.New(errs.Invalid, "oci: the run directory %q is not an absolute path below /", o.Dir)
 	case o.Program == "":
 		return nil, errs.New(errs.Invalid, "oci: no gateway program is given")
+	}
+	if err := adoptOrphans(); err != nil {
+		return nil, errs.New(errs.Internal, "oci: becoming the parent of members: %w", err)
 	}
 	o.Dir = filepath.Clean(o.Dir)
 	r := &Runtime{
@@ -166,6 +170,7 @@ func (r *Runtime) Stop(ctx context.Context, id string) error {
 	}
 	if p := r.find(id); p != nil {
 		p.end(ctx, r.opts.Grace)
+		p.reap()
 		p.close()
 	}
 	if err := ctx.Err(); err != nil {

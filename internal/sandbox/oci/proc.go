@@ -114,7 +114,8 @@ func (p *proc) handles(sig unix.Signal) bool {
 }
 
 // exitStatus returns how an ended process ended, if that can be learned: from /proc
-// while it is a zombie; once it is reaped, from the pidfd (Linux 6.15).
+// while it is a zombie, which lasts until this process reaps it if it is its child (see
+// adoptOrphans); once another has reaped it, from the pidfd (Linux 6.15).
 func (p *proc) exitStatus() (status unix.WaitStatus, ok bool) {
 	conn, err := p.fd.SyscallConn()
 	if err != nil {
@@ -197,11 +198,15 @@ func (r *Runtime) find(id string) *proc {
 	}
 	// The number may have been given to another process since: ask its cgroup, then
 	// whether the one that was opened is still there to have been asked.
-	if !inCgroup(pid, r.cgroup(r.container(id))) || p.ended() {
-		p.close()
-		return nil
+	ours := inCgroup(pid, r.cgroup(r.container(id)))
+	if ours && !p.ended() {
+		return p
 	}
-	return p
+	if ours {
+		p.reap()
+	}
+	p.close()
+	return nil
 }
 
 func inCgroup(pid int, path string) bool {

@@ -43,6 +43,7 @@ func (r *Runtime) start(ctx context.Context, spec sandbox.Spec) (*proc, error) {
 	}
 	defer boot.Close()
 	if err := r.handOver(ctx, spec, boot); err != nil {
+		p.reap()
 		p.close()
 		return nil, err
 	}
@@ -73,6 +74,7 @@ func (r *Runtime) launch(ctx context.Context, spec sandbox.Spec, rec record) (p 
 		return nil, nil, r.endedAtOnce(spec.ID, b)
 	}
 	if !p.waitExec(ctx) {
+		p.reap()
 		p.close()
 		return nil, nil, r.endedAtOnce(spec.ID, b)
 	}
@@ -161,7 +163,11 @@ func (r *Runtime) run(ctx context.Context, id string, b bundle, boot *os.File) e
 		"--bundle", string(b), "--pid-file", b.pidFile(), id)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{boot}
-	if err := cmd.Run(); err != nil {
+	err = cmd.Run()
+	if cmd.Process != nil {
+		reapGroup(cmd.Process.Pid)
+	}
+	if err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
