@@ -56,6 +56,7 @@ var standing = map[string]func(*testing.T, *far) (dev, uplink string){
 		ip(t, "route", "add", "203.0.113.64/28", "via", "203.0.113.10", "dev", f.near, "table", "7707")
 		return f.near, fmt.Sprintf("{name: lan, host: h1, device: %s, %s}", f.near, ranged)
 	},
+	"a VLAN": onVLAN,
 	"a TUN": func(t *testing.T, f *far) (string, string) {
 		dev := newTUN(t, f, "10.8.0.1/24")
 		ip(t, "-n", f.ns, "route", "add", lanSubnet, "dev", dev)

@@ -111,7 +111,7 @@ func TestUplinkReachesTheNetwork(t *testing.T) {
 		"a NIC":                     {func(*lab, string) {}, onLAN(onDevice)},
 		"a NIC of a routed network": {routeBack, onLAN(func(u *core.Uplink) { onDevice(u); behindRouter(u) })},
 		"a bridge":                  {func(l *lab, _ string) { hostBridge(l) }, onLAN(onBridge)},
-		"a VLAN":                    {vlanLAN, onLAN(func(u *core.Uplink) { u.VLAN = core.UplinkVLAN{Parent: "lan0", ID: 7} })},
+		"a VLAN":                    {vlanLAN, onLAN(onVLAN)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -321,13 +321,16 @@ func errorsOf(list ...error) error {
 // TestUplinkOutlivesARestart: a flow goes on while the process is another one.
 func TestUplinkOutlivesARestart(t *testing.T) {
 	t.Parallel()
-	for name, on := range map[string]func(*core.Uplink){"a NIC": onDevice, "a bridge": onBridge} {
+	for name, on := range map[string]func(*core.Uplink){"a NIC": onDevice, "a bridge": onBridge, "a VLAN": onVLAN} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			l := newLab(t)
-			newLAN(l)
-			if name == "a bridge" {
+			lan := newLAN(l)
+			switch name {
+			case "a bridge":
 				hostBridge(l)
+			case "a VLAN":
+				vlanLAN(l, lan)
 			}
 			g := plant("u1", onLAN(on))
 			m := plantMember(g, 1)

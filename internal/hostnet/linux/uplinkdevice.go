@@ -155,6 +155,10 @@ func (n *Network) addVLAN(at *space, u core.Uplink, rec uplinkRecord) (netlink.L
 	if err != nil {
 		return nil, err
 	}
+	if kind := parent.Attrs().EncapType; kind != "ether" {
+		return nil, errs.New(errs.Invalid, "%s is no Ethernet device (%s), and has no VLANs", u.VLAN.Parent, kind).
+			WithHint("name the NIC, or the bond or bridge, that the VLAN's frames come to")
+	}
 	if !isUp(parent) {
 		return nil, errs.New(errs.Conflict, "the device %s is down", u.VLAN.Parent).WithHint("ip link set %s up", u.VLAN.Parent)
 	}

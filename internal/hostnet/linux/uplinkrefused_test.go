@@ -29,6 +29,17 @@ func TestUplinkRefusals(t *testing.T) {
 		"no VLANs in the kernel": {withoutVLANs, func(u *core.Uplink) {
 			u.VLAN = core.UplinkVLAN{Parent: "lan0", ID: 7}
 		}, []string{"vlan 7 of lan0", "kernel makes no VLAN devices", "modprobe 8021q", "CONFIG_VLAN_8021Q"}},
+		"a VLAN that the host has": {func(l *lab) {
+			if !l.tries(l.host, "link", "add", "link", "lan0", "name", "own7", "type", "vlan", "id", "7") {
+				l.t.Skip("this kernel has no VLAN devices")
+			}
+		}, onVLAN, []string{"the host has VLAN 7 of lan0 already", "remove that device"}},
+		"a parent that is not there": {nil, func(u *core.Uplink) {
+			u.VLAN = core.UplinkVLAN{Parent: "lan9", ID: 7}
+		}, []string{`no device "lan9"`, "lan0", "up0"}},
+		"a parent that has no VLANs": {nil, func(u *core.Uplink) {
+			u.VLAN = core.UplinkVLAN{Parent: "lo", ID: 7}
+		}, []string{"vlan 7 of lo", "lo is no Ethernet device (loopback), and has no VLANs", "name the NIC"}},
 		"a parent that is down": {func(l *lab) { l.ip(l.host, "link", "set", "lan0", "down") }, func(u *core.Uplink) {
 			u.VLAN = core.UplinkVLAN{Parent: "lan0", ID: 7}
 		}, []string{"vlan 7 of lan0", "is down", "ip link set lan0 up"}},
