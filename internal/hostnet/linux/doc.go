@@ -3,8 +3,8 @@
 //
 // It owns every network namespace named sluice-<instance>-…, everything inside them,
 // and, in the host's own namespace, the interfaces whose names begin with
-// s<instance>-, the nftables table sluice-<instance> and the sysctl values that it
-// remembers in its state directory. It owns no process and no container: a member's
+// s<instance>-, the nftables table sluice-<instance> and, together with other
+// installations, the sysctl values that it remembers in its state directory. It owns no process and no container: a member's
 // namespace is handed to the runtime by its path.
 //
 // The way of a packet:

@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -63,8 +65,9 @@ type hostPlan struct {
 	gateways     []string     // the NAT gateways' interfaces
 	masquerade   []netip.Addr // transit addresses that leave as the host
 	sources      []netip.Addr // every address that a NAT gateway may send from
-	opened       []string     // interfaces that forward only because of us
+	opened       []string     // interfaces that forward only because of installations
 	answering    []string     // interfaces where the host answers ARP for them
+	delays       []delay      // of these, those where it did so with a delay
 	idle         int          // the longest TCP time-out of a NAT gateway, in seconds; 0: flows keep the host's
 }
 
@@ -85,6 +88,7 @@ func (p hostPlan) text() string {
 		}
 	}
 	p.timeouts(line)
+	p.sharedText(line)
 	line("\tchain prerouting {\n\t\ttype filter hook prerouting priority raw; policy accept;")
 	line("\t\tiifname %s ip saddr != { %s } counter drop comment \"not an address of a NAT gateway\"", ours, join(p.sources))
 	line("\t}\n\tchain input {\n\t\ttype filter hook input priority filter - 5; policy accept;")
@@ -101,9 +105,7 @@ func (p hostPlan) text() string {
 		line("\t\toifname %q ct state established,related counter name %s%s accept", link, countIn, link)
 	}
 	line("\t\toifname %s counter drop comment \"unsolicited\"", ours)
-	for _, name := range p.opened {
-		line("\t\tiifname %q counter drop comment \"did not forward before\"", name)
-	}
+	line("\t\tiifname @%s oifgroup != %d counter drop comment \"did not forward before\"", openedSet, linkGroup)
 	line("\t}\n\tchain forwarded {\n\t\ttype filter hook forward priority 300; policy accept;")
 	for _, link := range p.gateways {
 		line("\t\tiifname %q counter name %s%s", link, countOutEnd, link)
@@ -180,9 +182,13 @@ func (n *Network) setHostSide(ctx context.Context, gateways []*natGateway, again
 		return fmt.Errorf("finding the networks of the host's interfaces: %w", err)
 	}
 	for _, a := range near.answers(plan.sources) {
-		plan.answering = append(plan.answering, a.link)
+		plan.answering = append(plan.answering, a.link) // sorted
 	}
-	if err := h.at.do(func() error { return n.applyHostSide(ctx, plan, forward) }); err != nil {
+	plan.answering = slices.Compact(plan.answering)
+	err = h.alone(ctx, func() error {
+		return h.at.do(func() error { return n.applyHostSide(ctx, plan, forward) })
+	})
+	if err != nil {
 		return err
 	}
 	h.key = key
@@ -207,33 +213,36 @@ func (n *Network) unuseHost() {
 // unused is the key of a host without NAT gateways.
 const unused = "-"
 
-// leaveHost removes our table and restores the sysctl values.
+// leaveHost restores the sysctl values that no other installation needs, and removes our
+// table, which confines what they open, after that.
 func (n *Network) leaveHost(ctx context.Context, h *hostSide) error {
-	tables, err := h.rules.tables()
-	if err == nil && slices.Contains(tables, n.names.hostTable()) {
-		err = h.rules.apply(ctx, hostPlan{table: n.names.hostTable()}.text())
-	}
-	return errors.Join(err, h.at.do(func() error { return n.mem.restore(nil) }))
-}
-
-// applyHostSide runs in a thread of the host's namespace. The table comes before the
-// forwarding that it confines.
-func (n *Network) applyHostSide(ctx context.Context, plan hostPlan, forward []string) error {
-	entries, err := n.mem.load()
-	if err != nil {
-		return err
-	}
-	keep := map[string]bool{}
-	for _, name := range forward {
-		key := forwardingKey(name)
-		now, err := readSysctl(key)
+	return h.alone(ctx, func() error {
+		others, err := h.others(n.names.hostTable())
 		if err != nil {
 			return err
 		}
-		if e, ok := entries[key]; now == "0" || ok && e.Was == "0" {
-			keep[key] = true
-			plan.opened = append(plan.opened, name)
-		}
+		return h.at.do(func() error {
+			return n.mem.restore(nil, others, func() error {
+				tables, err := h.rules.tables()
+				if err == nil && slices.Contains(tables, n.names.hostTable()) {
+					err = h.rules.apply(ctx, hostPlan{table: n.names.hostTable()}.text())
+				}
+				return err
+			})
+		})
+	})
+}
+
+// applyHostSide runs in a thread of the host's namespace, and alone. The table comes before
+// the forwarding that it confines.
+func (n *Network) applyHostSide(ctx context.Context, plan hostPlan, forward []string) error {
+	others, err := n.hostSide.others(plan.table)
+	if err != nil {
+		return err
+	}
+	keep, err := n.planSettings(&plan, forward, others)
+	if err != nil {
+		return err
 	}
 	untimed := n.hostSide.untimed
 	if err := n.hostSide.apply(ctx, plan); err != nil {
@@ -242,18 +251,46 @@ func (n *Network) applyHostSide(ctx context.Context, plan hostPlan, forward []st
 	if n.hostSide.untimed && !untimed {
 		n.log.Warn("the kernel has no time-outs of single flows: the host's own connection tracking may forget a UDP flow before its NAT gateway does")
 	}
-	for _, name := range plan.opened {
-		if err := n.mem.set(forwardingKey(name), "1"); err != nil {
+	for _, key := range sortedKeys(keep) {
+		if err := n.mem.set(key, keep[key], others); err != nil {
 			return err
+		}
+	}
+	return n.mem.restore(keep, others, nil)
+}
+
+// planSettings adds to the plan which settings of the host were others before installations
+// changed them, and returns what they must be.
+func (n *Network) planSettings(plan *hostPlan, forward []string, others map[string]string) (map[string]string, error) {
+	entries, err := n.mem.load()
+	if err != nil {
+		return nil, err
+	}
+	keep := map[string]string{}
+	for _, name := range forward {
+		key := forwardingKey(name)
+		now, err := readSysctl(key)
+		if err != nil {
+			return nil, err
+		}
+		if e, ok := entries[key]; now == "0" || others[key] == "0" || ok && e.Was == "0" {
+			keep[key] = "1"
+			plan.opened = append(plan.opened, name)
 		}
 	}
 	for _, name := range plan.answering {
-		keep[proxyDelayKey(name)] = true
-		if err := n.mem.set(proxyDelayKey(name), "0"); err != nil {
-			return err
+		key := proxyDelayKey(name)
+		now, err := readSysctl(key)
+		if err != nil {
+			return nil, err
+		}
+		keep[key] = "0"
+		was := cmp.Or(entries[key].Was, others[key], now)
+		if v, err := strconv.ParseUint(was, 10, 32); err == nil && v > 0 {
+			plan.delays = append(plan.delays, delay{name, uint32(v)})
 		}
 	}
-	return n.mem.restore(keep)
+	return keep, nil
 }
 
 // apply puts the table into force; where the kernel refuses it because of the time-outs of

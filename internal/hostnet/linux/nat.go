@@ -184,6 +184,9 @@ func (n *Network) ensureNAT(ctx context.Context, v *vnet, g *natGateway) (err er
 	if err != nil {
 		return err
 	}
+	if err := n.host.joinGroup(ends[2]); err != nil {
+		return err
+	}
 	lo, err := g.at.nl.LinkByName("lo")
 	if err != nil {
 		return err

@@ -125,29 +125,44 @@ func replaceFile(name string, b []byte) error {
 	return os.Rename(f.Name(), name)
 }
 
-// set changes a value of the calling thread's namespace and remembers what it was.
-func (m memory) set(key, value string) error {
-	was, err := readSysctl(key)
-	if err != nil || was == value {
+// set changes a value of the calling thread's namespace and remembers what it was: before
+// others changed it, if they did.
+func (m memory) set(key, value string, others map[string]string) error {
+	now, err := readSysctl(key)
+	if err != nil {
 		return err
+	}
+	was, shared := others[key]
+	if !shared {
+		was = now
+	}
+	if now == value && was == value {
+		return nil
 	}
 	entries, err := m.load()
 	if err != nil {
 		return err
 	}
+	entry := changed{Was: was, Now: value}
 	if e, ok := entries[key]; ok {
-		was = e.Was
+		entry.Was = e.Was
 	}
-	entries[key] = changed{Was: was, Now: value}
-	if err := m.save(entries); err != nil {
-		return err
+	if entries[key] != entry {
+		entries[key] = entry
+		if err := m.save(entries); err != nil {
+			return err
+		}
+	}
+	if now == value {
+		return nil
 	}
 	return writeAll([]sysctl{{key: key, value: value}})
 }
 
-// restore puts back every remembered value whose key is not in keep. A value that
-// somebody else changed since is left as it is.
-func (m memory) restore(keep map[string]bool) error {
+// restore puts back every remembered value whose key is not in keep, and does then, if it is
+// not nil, before it forgets them. A value that somebody else changed since is left as it
+// is; so is one that others still need, who put it back in their turn.
+func (m memory) restore(keep, others map[string]string, then func() error) error {
 	entries, err := m.load()
 	if err != nil {
 		return err
@@ -155,16 +170,22 @@ func (m memory) restore(keep map[string]bool) error {
 	var failed []error
 	before := len(entries)
 	for _, key := range sortedKeys(entries) {
-		if keep[key] {
+		if _, stays := keep[key]; stays {
 			continue
 		}
-		if now, err := readSysctl(key); err == nil && now == entries[key].Now {
+		_, needed := others[key]
+		if now, err := readSysctl(key); err == nil && now == entries[key].Now && !needed {
 			if err := writeAll([]sysctl{{key: key, value: entries[key].Was}}); err != nil {
 				failed = append(failed, err)
 				continue
 			}
 		}
 		delete(entries, key)
+	}
+	if then != nil {
+		if err := then(); err != nil {
+			return errors.Join(append(failed, err)...)
+		}
 	}
 	if len(entries) != before {
 		failed = append(failed, m.save(entries))

@@ -62,15 +62,20 @@ table inet sluice {
 
 // elementLines writes a set's elements one per line, in order.
 func elementLines(list []netip.Addr) string {
-	if len(list) == 0 {
-		return ""
-	}
 	slices.SortFunc(list, netip.Addr.Compare)
 	lines := make([]string, len(list))
 	for i, a := range list {
-		lines[i] = "\t\t\t" + a.String()
+		lines[i] = a.String()
 	}
-	return "\n\t\telements = {\n" + strings.Join(lines, ",\n") + "\n\t\t}"
+	return elementText(lines)
+}
+
+// elementText writes elements in the form that parseText reads.
+func elementText(list []string) string {
+	if len(list) == 0 {
+		return ""
+	}
+	return "\n\t\telements = {\n\t\t\t" + strings.Join(list, ",\n\t\t\t") + "\n\t\t}"
 }
 
 // restrict puts in force what rules that name PlatformTunnel say about the wanted ports.

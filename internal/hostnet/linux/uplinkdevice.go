@@ -80,8 +80,8 @@ func (n *Network) mayBorrow(link netlink.Link, u core.Uplink) error {
 	at := link.Attrs()
 	arp := at.EncapType == "ether"
 	switch {
-	case n.isHostLink(at.Name):
-		return errs.New(errs.Conflict, "%s was made by this installation itself", at.Name).WithHint("name a device of the host's own")
+	case n.isInstallation(at.Name):
+		return errs.New(errs.Conflict, "%s was made by Sluice itself", at.Name).WithHint("name a device of the host's own")
 	case link.Type() == "bridge":
 		return errs.New(errs.Invalid, "%s is a bridge, which can't leave the host", at.Name).WithHint("write bridge: %s", at.Name)
 	case at.MasterIndex != 0:
