@@ -105,7 +105,8 @@ type gate struct {
 // line is the part of one class.
 type line struct {
 	queue   admission.Line[*waiter]
-	limits  core.ClassLimits // as the newest request had them
+	limits  core.ClassLimits // as the newest request had them, or the gateway
+	asked   bool             // a request had them
 	running int
 	took    time.Duration // what queries took lately, as a moving average
 	refused uint64
@@ -140,9 +141,22 @@ func (f *Fleet) gateOf(ref GatewayRef) *gate {
 		for _, c := range classKeys {
 			g.lines[c] = &line{limits: core.DefaultLimits(c)}
 		}
+		if l := f.lives[ref.UID]; l != nil && l.spec != nil {
+			g.limit(l.spec, false)
+		}
 		f.gates[ref.UID] = g
 	}
 	return g
+}
+
+// limit takes over what a gateway allows its classes. If that has not changed, what requests
+// came with is newer. The caller holds Fleet.mu.
+func (g *gate) limit(spec *core.Gateway, changed bool) {
+	for c, l := range g.lines {
+		if changed || !l.asked {
+			l.limits = spec.Limits(c)
+		}
+	}
 }
 
 func (f *Fleet) forgetGates() {
@@ -181,7 +195,7 @@ func (f *Fleet) Admit(ctx context.Context, req Request) (Grant, error) {
 	f.mu.Lock()
 	g := f.gateOf(req.Gateway)
 	if l := g.lines[req.Class]; l != nil {
-		l.limits = req.Limits
+		l.limits, l.asked = req.Limits, true
 	}
 	if m := f.freeMember(g, req, now); m != nil {
 		grant := f.grant(g, m, req, now, nil)

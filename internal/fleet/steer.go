@@ -112,6 +112,9 @@ func (f *Fleet) takeSpecs(specs map[GatewayRef]*core.Gateway) {
 	}
 	for ref, spec := range specs {
 		l := f.life(ref)
+		if g := f.gates[ref.UID]; g != nil {
+			g.limit(spec, l.spec != nil && l.spec.Classes != spec.Classes)
+		}
 		l.spec, l.schedule = spec, nil
 		for _, act := range spec.Schedule {
 			if e, err := schedule.Parse(act); err == nil { // it was validated when it was applied

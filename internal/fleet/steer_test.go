@@ -80,6 +80,22 @@ func TestAutoPause(t *testing.T) {
 	}
 }
 
+// What a gateway allows its classes is known without a query of each.
+func TestSlotsFollowTheGateway(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.host("h", nil)
+	r.admit("ann").Release()
+	slots := func() [2]int {
+		d := r.fleet.Demand(corpBI.UID)
+		return [2]int{d[core.ClassInteractive].Slots, d[core.ClassRefresh].Slots}
+	}
+	r.spec(func(g *core.Gateway) { g.Classes.Refresh.Concurrency = 2 })
+	r.eventually("the slots of a class that nobody has asked for", func() bool { return slots()[1] == 2 })
+	r.spec(func(g *core.Gateway) { g.Classes.Interactive.Concurrency, g.Classes.Refresh.Concurrency = 4, 3 })
+	r.eventually("the new slots of both", func() bool { return slots() == [2]int{4, 3} })
+}
+
 func TestAutoPauseNever(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
