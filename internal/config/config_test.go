@@ -87,7 +87,7 @@ func TestRefused(t *testing.T) {
 		},
 		"no kind": {
 			"name: a\n",
-			"f.yaml:1: /a kind: the resource does not say its kind: the kinds are " + kindList(),
+			"f.yaml:1: a kind: the resource does not say its kind: the kinds are " + kindList(),
 		},
 		"no name":        {"\n\nkind: Gateway\nvnet: a\n", "f.yaml:3: Gateway name: a Gateway needs a name"},
 		"empty name":     {"kind: Gateway\nname: \"\"\n", "f.yaml:2: Gateway name: a Gateway needs a name"},

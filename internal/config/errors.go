@@ -99,8 +99,8 @@ func Place(docs []Document, e *errs.Error) *Error {
 
 // objectName returns "Kind/name", or as much of it as is known.
 func objectName(kind core.Kind, name string) string {
-	if name == "" {
-		return string(kind)
+	if name == "" || kind == "" {
+		return string(kind) + name
 	}
 	return string(kind) + "/" + name
 }

@@ -51,6 +51,9 @@ func Parse(a core.ScheduledAct) (Entry, error) {
 		return Entry{}, &Error{"cron", fmt.Sprintf("%q names a time zone, which belongs into timeZone", a.Cron)}
 	}
 	spec, err := cron.NewParser(fields).Parse(a.Cron)
+	if err != nil && len(strings.Fields(a.Cron)) == 5 {
+		return Entry{}, &Error{"cron", fmt.Sprintf("%q is not a schedule: %s", a.Cron, err)}
+	}
 	if err != nil {
 		return Entry{}, &Error{"cron", fmt.Sprintf("%q is not five fields (minute, hour, day of the month, month, day of the week), such as \"0 7 * * 1-5\": %s", a.Cron, err)}
 	}

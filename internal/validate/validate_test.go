@@ -258,7 +258,7 @@ func TestGateways(t *testing.T) {
 		}), ""},
 		"a schedule that is wrong": {gw(func(g *core.Gateway) {
 			g.Schedule = []core.ScheduledAct{{Cron: "0 7 * * 1-5", Action: core.ScheduleWake}, {Cron: "0 25 * * *", Action: "stop"}}
-		}), o + `schedule[1].action: "stop" is none of wake, pause` + "\n" + o + `schedule[1].cron: "0 25 * * *" is not five fields (minute, hour, day of the month, month, day of the week), such as "0 7 * * 1-5": end of range (25) above maximum (23): 25`},
+		}), o + `schedule[1].action: "stop" is none of wake, pause` + "\n" + o + `schedule[1].cron: "0 25 * * *" is not a schedule: end of range (25) above maximum (23): 25`},
 		"CPUs":          {gw(func(g *core.Gateway) { g.Size.CPUs = 0.01 }), o + "size.cpus: 0.01 is not from 0.1 to 256"},
 		"half a CPU":    {gw(func(g *core.Gateway) { g.Size.CPUs = 0.5 }), ""},
 		"memory":        {gw(func(g *core.Gateway) { g.Size.MemoryMiB = 63 }), o + "size.memoryMiB: 63 is not from 64 to 4194304"},
