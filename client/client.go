@@ -320,7 +320,7 @@ func (c *Client) do(ctx context.Context, method, path string, in any, accept str
 	}
 	if resp.StatusCode >= 400 {
 		defer resp.Body.Close()
-		return nil, refusal(resp)
+		return nil, c.explained(refusal(resp))
 	}
 	return resp, nil
 }
@@ -332,7 +332,7 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 	}
 	if c.opts.URL != "" {
 		return errs.New(errs.Unavailable, "the service at %s can't be reached: %w", c.opts.URL, unwrapURL(err)).
-			WithHint("SLUICE_URL says where it is")
+			WithHint("%s", urlHint(err))
 	}
 	e := errs.New(errs.Unavailable, "the service's socket %s can't be reached: %w", c.opts.Socket, unwrapURL(err))
 	switch {
@@ -343,6 +343,27 @@ func (c *Client) unreachable(ctx context.Context, err error) error {
 		return e.WithHint("is a service running here? \"sluice up\" starts one; SLUICE_SOCKET or SLUICE_URL say where else it is")
 	}
 	return e
+}
+
+// urlHint says what to do about a URL that leads to no HTTP API.
+func urlHint(err error) string {
+	reason := err.Error()
+	switch {
+	case errors.Is(err, http.ErrSchemeMismatch):
+		return "nothing encrypts there: begin SLUICE_URL with http://"
+	case errors.Is(err, io.EOF), strings.Contains(reason, "malformed HTTP response"):
+		return "no HTTP API answers there: SLUICE_URL is the address that --http gave to the service, with https:// if it has a certificate"
+	}
+	return "SLUICE_URL says where it is"
+}
+
+// explained adds to a refusal for want of a token that none was sent.
+func (c *Client) explained(err error) error {
+	var e *errs.Error
+	if c.opts.URL != "" && c.opts.Token == "" && errors.As(err, &e) && e.Class == errs.Unauthenticated {
+		e.Hint = "set SLUICE_TOKEN; the administrator's token was shown when the service first started, \"sluice token renew\" makes a new one"
+	}
+	return err
 }
 
 func unwrapURL(err error) error {

@@ -54,6 +54,28 @@ func (f *hostFlags) addMachine(cmd *cobra.Command) {
 	fl.StringVar(&f.program, "gateway-program", beside("sluice-gateway"), "the static program that members run; when the file is replaced, they are replaced one after the other")
 	fl.StringVar(&f.runtime, "runtime", "runc", "OCI runtime that runs members")
 	fl.StringVar(&f.runDir, "run-dir", "/run/sluice", "where this host keeps what lasts until a reboot; what it makes on the machine is named after it")
+	cmd.PreRunE = func(*cobra.Command, []string) (err error) {
+		f.runDir, err = filepath.Abs(f.runDir) // the runtime and its containers work elsewhere
+		return err
+	}
+}
+
+// check tells what is wrong with the flags, before anything is begun.
+func (f *hostFlags) check() error {
+	if err := identity.CheckName(f.name); err != nil {
+		return errs.New(errs.Invalid, "--name: %w", err)
+	}
+	if f.pool < 0 {
+		return errs.New(errs.Invalid, "--pool %d is not a number of members", f.pool).WithHint("0 starts none in advance")
+	}
+	info, err := os.Stat(f.program)
+	if err != nil {
+		return errs.New(errs.Invalid, "the members' program can't be found: %w", err).WithHint("\"make build\" makes it; --gateway-program says where it is")
+	}
+	if !info.Mode().IsRegular() {
+		return errs.New(errs.Invalid, "--gateway-program %s is not a file", f.program).WithHint("\"make build\" makes bin/sluice-gateway")
+	}
+	return nil
 }
 
 // beside returns the path of a program in the directory of this one.
@@ -157,8 +179,8 @@ func openHost(f hostFlags) (release func(), err error) {
 	if err := checkHost(f.runtime); err != nil {
 		return nil, err
 	}
-	if _, err := os.Stat(f.program); err != nil {
-		return nil, errs.New(errs.Invalid, "the members' program can't be found: %w", err).WithHint("\"make build\" makes it; --gateway-program says where it is")
+	if err := f.check(); err != nil {
+		return nil, err
 	}
 	if err := os.MkdirAll(f.runDir, 0o711); err != nil {
 		return nil, fmt.Errorf("run directory: %w", err)
@@ -258,6 +280,9 @@ func hostStatusCommand() *cobra.Command {
 		Short: "List what exists on this machine because of Sluice, and why",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkPrivileges(); err != nil {
+				return err
+			}
 			m, err := f.machine(slog.New(slog.DiscardHandler))
 			if err != nil {
 				return err

@@ -25,9 +25,8 @@ var needed = []struct {
 
 // checkHost tells at once what a host lacks on this machine.
 func checkHost(runtime string) error {
-	if missing := missingCapabilities(); len(missing) > 0 {
-		return errs.New(errs.Denied, "a host needs root: missing %s", strings.Join(missing, ", ")).
-			WithHint("run it as root (sudo), or run \"sluice service\" here, which needs no privileges, and \"sluice host\" elsewhere")
+	if err := checkPrivileges(); err != nil {
+		return err
 	}
 	for tool, pkg := range map[string]string{runtime: "runc", "nft": "nftables"} {
 		if _, err := exec.LookPath(tool); err != nil {
@@ -36,6 +35,15 @@ func checkHost(runtime string) error {
 		}
 	}
 	return nil
+}
+
+func checkPrivileges() error {
+	missing := missingCapabilities()
+	if len(missing) == 0 {
+		return nil
+	}
+	return errs.New(errs.Denied, "a host needs root: missing %s", strings.Join(missing, ", ")).
+		WithHint("run it as root (sudo), or run \"sluice service\" here, which needs no privileges, and \"sluice host\" elsewhere")
 }
 
 func missingCapabilities() []string {

@@ -41,9 +41,6 @@ func (f *queryLogFlags) open(c *closers) (func([]core.Query) error, error) {
 	default:
 		return nil, errs.New(errs.Invalid, "--query-sql %s is not full, hash or none", f.sql)
 	}
-	if f.keep <= 0 {
-		return nil, errs.New(errs.Invalid, "--keep-queries %s is not a time", f.keep)
-	}
 	if f.file == "" {
 		return nil, nil
 	}

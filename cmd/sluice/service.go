@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sluice-gateway/sluice/internal/errs"
 	"github.com/sluice-gateway/sluice/internal/fleet"
 	"github.com/sluice-gateway/sluice/internal/identity"
 	"github.com/sluice-gateway/sluice/internal/ingress"
@@ -101,8 +102,26 @@ type runningService struct {
 	closers closers
 }
 
+// check tells what is wrong with the durations, before anything is begun.
+func (f *serviceFlags) check() error {
+	for _, d := range []struct {
+		flag string
+		is   time.Duration
+	}{
+		{"--quarantine", f.rest}, {"--lease-time", f.lease}, {"--shrink-after", f.shrink}, {"--keep-audit", f.audit}, {"--keep-queries", f.queries.keep},
+	} {
+		if d.is <= 0 {
+			return errs.New(errs.Invalid, "%s %s is not a time that passes", d.flag, d.is).WithHint("a duration above 0, such as 30s")
+		}
+	}
+	return nil
+}
+
 // openService opens state and listeners; nothing is served yet.
 func openService(ctx context.Context, f serviceFlags, log *slog.Logger) (_ *runningService, err error) {
+	if err := f.check(); err != nil {
+		return nil, err
+	}
 	s := &runningService{flags: f, log: log}
 	defer func() {
 		if err != nil {

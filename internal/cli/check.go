@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -43,7 +44,7 @@ func (a *app) checkCommand() *cobra.Command {
 	fl.StringVar(&f.in.VNet, "vnet", "", "virtual network, in place of a gateway: what holds in one of its subnets")
 	fl.StringVar(&f.in.Subnet, "subnet", "", "subnet of --vnet")
 	fl.StringVar(&f.in.From, "from", "member", "member, or subnet: any address of the gateway's subnet, rules only")
-	fl.StringVar(&f.to, "to", "", "HOST:PORT")
+	fl.StringVar(&f.to, "to", "", "HOST:PORT; HOST alone for icmp, esp and ah")
 	fl.StringVar(&f.protocol, "protocol", "tcp", "tcp; with --dry also udp, icmp, esp, ah")
 	fl.BoolVar(&f.in.Dry, "dry", false, "the rules' verdict alone, no probe")
 	fl.DurationVar(&f.in.Timeout, "timeout", 5*time.Second, "bound on the probe")
@@ -66,6 +67,9 @@ func (f checkFlags) input() (client.Check, error) {
 	if f.output != "table" && f.output != "json" {
 		return in, errs.New(errs.Invalid, "-o %s is not one of table, json", f.output)
 	}
+	if in.Gateway != "" && (in.VNet != "" || in.Subnet != "") {
+		return in, errs.New(errs.Invalid, "a check is about a gateway or about a subnet, not both").WithHint("-g GATEWAY, or --vnet VNET --subnet SUBNET")
+	}
 	asks := 0
 	for _, asked := range []bool{f.to != "", in.EffectiveRules, in.EffectiveRoutes, f.nextHop != ""} {
 		if asked {
@@ -81,6 +85,10 @@ func (f checkFlags) input() (client.Check, error) {
 		return in, nil
 	}
 	if in.EffectiveRules || in.EffectiveRoutes {
+		return in, nil
+	}
+	if !in.Protocol.HasPorts() && !strings.Contains(f.to, ":") {
+		in.Host = f.to
 		return in, nil
 	}
 	var err error
@@ -117,18 +125,26 @@ func (a *app) check(ctx context.Context, in client.Check, output string) error {
 	if err != nil || in.EffectiveRules || in.EffectiveRoutes || in.NextHop {
 		return err
 	}
+	to := endOf(in.Host, in.Port)
+	if out.Destination == "" && out.Probe == nil {
+		return errs.New(errs.Unavailable, "what the rules say of %s is not known: it has no address without asking a server", to).
+			WithHint("without --dry a member resolves it; or name the address")
+	}
 	if !out.Allowed || out.Probe != nil && !out.Probe.Connected {
-		return errs.New(errs.Unavailable, "%s can't be reached from gateway %s", net.JoinHostPort(in.Host, strconv.Itoa(int(in.Port))), in.Gateway)
+		return errs.New(errs.Unavailable, "%s can't be reached from gateway %s", to, in.Gateway)
 	}
 	return nil
 }
 
 func (a *app) printVerdict(in client.Check, out client.CheckResult) {
 	verdict := "denied"
-	if out.Allowed {
+	switch {
+	case out.Allowed:
 		verdict = "allowed"
+	case out.Destination == "":
+		verdict = "unknown"
 	}
-	fmt.Fprintf(a.Out, "rules: %s  %s → %s\n", verdict, out.Source, net.JoinHostPort(orText(out.Destination, in.Host), strconv.Itoa(int(in.Port))))
+	fmt.Fprintf(a.Out, "rules: %s  %s → %s\n", verdict, out.Source, endOf(orText(out.Destination, in.Host), in.Port))
 	for _, r := range out.Reasons {
 		fmt.Fprintf(a.Out, "  %s\n", r)
 	}
@@ -145,6 +161,14 @@ func (a *app) printVerdict(in client.Check, out client.CheckResult) {
 	}
 }
 
+// endOf writes one end of a flow; protocols without ports have port 0.
+func endOf(host string, port uint16) string {
+	if port == 0 {
+		return host
+	}
+	return net.JoinHostPort(host, strconv.Itoa(int(port)))
+}
+
 // printEndpoint says which private endpoint answers, if one does.
 func (a *app) printEndpoint(e *client.Endpoint) {
 	if e != nil {
@@ -158,7 +182,7 @@ func (a *app) printNextHop(out client.CheckResult) {
 		return
 	}
 	fmt.Fprintf(a.Out, "next hop: %s  %s → %s\n", strings.TrimSpace(string(h.NextHop)+" "+h.Through), out.Source, out.Destination)
-	for _, line := range []string{h.Route, h.Reason} {
+	for _, line := range slices.Compact([]string{h.Route, h.Reason}) { // a route to None is its own reason
 		if line != "" {
 			fmt.Fprintf(a.Out, "  %s\n", line)
 		}

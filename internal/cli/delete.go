@@ -78,7 +78,7 @@ func (a *app) remove(ctx context.Context, c *client.Client, f deleteFlags, objec
 		return nil, nil, err
 	}
 	hosts, err = c.DeleteAndWait(ctx, kind.plural, objects[0].Name, f.force, f.reason, most)
-	return []client.Applied{{Kind: kind.name, Name: objects[0].Name, Change: "deleted"}}, hosts, err
+	return []client.Applied{{Kind: kind.name, Name: objects[0].Name, Change: "deleted"}}, hosts, lists(err, kind)
 }
 
 // named lists what the arguments and the files name.
@@ -89,7 +89,7 @@ func (a *app) named(f deleteFlags, args []string) ([]client.Object, error) {
 	case len(f.files) > 0:
 		return a.declared(f.files)
 	case len(args) == 0 || len(args)%2 != 0:
-		return nil, errs.New(errs.Invalid, "delete needs pairs of KIND NAME, not %d words", len(args)).
+		return nil, errs.New(errs.Invalid, "delete needs pairs of KIND NAME, and was given %s", listed(args)).
 			WithHint("sluice delete virtualnetwork corp natgateway egress; or -f FILE")
 	}
 	var out []client.Object

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
@@ -35,7 +36,7 @@ func (a *app) gatewayCommand() *cobra.Command {
 				defer cancel()
 				begun := time.Now()
 				if err := c.Gateway(ctx, act.verb, args[0]); err != nil {
-					return err
+					return waited(err, act.verb, args[0], timeout)
 				}
 				_, err = fmt.Fprintf(a.Out, "Gateway/%s %s (%s)\n", args[0], act.done, milliseconds(time.Since(begun)))
 				return err
@@ -47,11 +48,20 @@ func (a *app) gatewayCommand() *cobra.Command {
 	return requireSub(cmd)
 }
 
+// waited says what was waited for in vain, if it was the caller's own time that was up.
+func waited(err error, verb, name string, timeout time.Duration) error {
+	if !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return errs.New(errs.Timeout, "gateway %s: %s was not done within %s", name, verb, timeout).
+		WithHint("\"sluice get gateway %s\" shows how far it is; --timeout waits longer", name)
+}
+
 // requireSub makes a command group refuse an unknown or missing subcommand.
 func requireSub(cmd *cobra.Command) *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {
-			return errs.New(errs.Invalid, "unknown command %q for %q", args[0], cmd.CommandPath()).WithHint("%s --help", cmd.CommandPath())
+			return unknownCommand(cmd, args[0])
 		}
 		return cmd.Help()
 	}
@@ -95,7 +105,7 @@ func (a *app) testDataSource(ctx context.Context, name string) error {
 func splitHostPort(to string) (string, uint16, error) {
 	host, portText, err := net.SplitHostPort(to)
 	if err != nil {
-		return "", 0, errs.New(errs.Invalid, "--to %q is not HOST:PORT", to)
+		return "", 0, errs.New(errs.Invalid, "--to %q is not HOST:PORT", to).WithHint("such as db.corp.internal:5432 or 10.20.1.4:443")
 	}
 	port, err := strconv.ParseUint(portText, 10, 16)
 	if err != nil || port == 0 {

@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -45,13 +46,22 @@ func (a *app) get(cmd *cobra.Command, args []string, output string) error {
 	if len(args) == 2 {
 		item, err := c.Get(cmd.Context(), kind.plural, args[1])
 		if err != nil {
-			return err
+			return lists(err, kind)
 		}
 		items = []json.RawMessage{item}
 	} else if items, err = c.List(cmd.Context(), kind.plural); err != nil {
 		return err
 	}
 	return a.print(kind, items, output, len(args) == 2)
+}
+
+// lists adds to "does not exist" what lists those that do.
+func lists(err error, kind kind) error {
+	var e *errs.Error
+	if errors.As(err, &e) && e.Class == errs.NotFound && e.Hint == "" {
+		e.Hint = fmt.Sprintf("\"sluice get %s\" lists them", kind.plural)
+	}
+	return err
 }
 
 // print shows objects in the form asked for.

@@ -204,10 +204,13 @@ func elapsed(o map[string]any) string {
 	return milliseconds(to.Sub(from))
 }
 
-// statement shows a query's SQL, or the hash that stands for it.
+// maxStatement bounds the SQL in a table, in characters: some statements have megabytes.
+const maxStatement = 120
+
+// statement shows how a query's SQL begins, or the hash that stands for it.
 func statement(o map[string]any) string {
 	if s := firstLine("sql")(o); s != "" {
-		return s
+		return cut(s, maxStatement)
 	}
 	return text(o["sqlHash"])
 }

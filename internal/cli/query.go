@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -63,6 +64,9 @@ func (a *app) query(ctx context.Context, f queryFlags, sql string) error {
 			return fmt.Errorf("read the SQL from standard input: %w", err)
 		}
 		sql = string(doc)
+	}
+	if !utf8.ValidString(sql) { // JSON would change it in silence
+		return errs.New(errs.Invalid, "the SQL is not UTF-8 text").WithHint("convert it, with iconv for instance")
 	}
 	c, err := a.client()
 	if err != nil {

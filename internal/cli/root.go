@@ -29,10 +29,7 @@ type Options struct {
 }
 
 // app is what the commands share.
-type app struct {
-	Options
-	begun bool // a command's own work began: its arguments were right
-}
+type app struct{ Options }
 
 // Root returns the root command with every client command.
 func Root(version string, opts Options) *cobra.Command {
@@ -43,16 +40,11 @@ func Root(version string, opts Options) *cobra.Command {
 		Version:       version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		PersistentPreRun: func(*cobra.Command, []string) {
-			a.begun = true
-		},
 	}
 	root.SetOut(opts.Out)
 	root.SetErr(opts.Err)
 	root.SetIn(opts.In)
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return errs.New(errs.Invalid, "%w", err).WithHint("%s --help", cmd.CommandPath())
-	})
+	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(a.applyCommand(), a.getCommand(), a.deleteCommand(), a.queryCommand(),
 		a.gatewayCommand(), a.dataSourceCommand(), a.checkCommand(), a.queriesCommand(), a.tokenCommand())
 	return root
@@ -60,6 +52,7 @@ func Root(version string, opts Options) *cobra.Command {
 
 // Execute runs the command line and returns the exit status; an error is printed.
 func Execute(ctx context.Context, root *cobra.Command) int {
+	nameArguments(root)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
@@ -82,7 +75,7 @@ func report(ctx context.Context, w io.Writer, err error) int {
 			printError(w, "interrupted", "")
 			return 1
 		}
-		if strings.HasPrefix(err.Error(), "unknown command") || strings.Contains(err.Error(), "arg(s)") || strings.Contains(err.Error(), "required flag") {
+		if strings.HasPrefix(err.Error(), "unknown command") {
 			one = errs.New(errs.Invalid, "%w", err).WithHint("sluice --help")
 		} else {
 			one = errs.As(err)

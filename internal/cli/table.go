@@ -38,20 +38,21 @@ func PrintTable(w io.Writer, headers []string, rows [][]string) error {
 	return err
 }
 
-// fit narrows the widest columns until the table has the width, or nothing gives.
+// fit narrows the widest columns until the table has the width, or nothing gives. The first
+// one stays: it is the name by which a row's object is asked for.
 func fit(widths []int, width int) {
 	const least = 8
 	for {
-		total, widest := 0, 0
+		total, widest := 0, -1
 		for i, n := range widths {
 			if n > 0 {
 				total += n + len(columnGap)
 			}
-			if n > widths[widest] {
+			if i > 0 && (widest < 0 || n > widths[widest]) {
 				widest = i
 			}
 		}
-		if total-len(columnGap) <= width || widths[widest] <= least {
+		if total-len(columnGap) <= width || widest < 0 || widths[widest] <= least {
 			return
 		}
 		widths[widest]--
@@ -64,14 +65,18 @@ func line(out *strings.Builder, widths []int, cells []string) {
 		if widths[i] == 0 {
 			continue
 		}
-		cell = printable(cell)
-		if n := utf8.RuneCountInString(cell); n > widths[i] {
-			cell = string([]rune(cell)[:widths[i]-1]) + "…"
-		}
-		fmt.Fprintf(&b, "%-*s%s", widths[i], cell, columnGap)
+		fmt.Fprintf(&b, "%-*s%s", widths[i], cut(printable(cell), widths[i]), columnGap)
 	}
 	out.WriteString(strings.TrimRight(b.String(), " "))
 	out.WriteByte('\n')
+}
+
+// cut shortens a text to n characters, the last of which then says so.
+func cut(s string, n int) string {
+	if utf8.RuneCountInString(s) <= n {
+		return s
+	}
+	return string([]rune(s)[:n-1]) + "…"
 }
 
 // printable replaces what a terminal would obey: names, statements and errors come

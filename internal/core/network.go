@@ -58,6 +58,9 @@ const (
 	ProtocolAny  Protocol = "Any"
 )
 
+// HasPorts reports whether the protocol's packets carry ports.
+func (p Protocol) HasPorts() bool { return p == ProtocolTCP || p == ProtocolUDP }
+
 // NetworkSecurityGroup is a list of rules; the first that matches, by ascending
 // priority, decides. The default rules follow the declared ones. A change acts on new
 // flows; with Revoke it also cuts the established ones that the rules now deny.

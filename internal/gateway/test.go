@@ -30,7 +30,7 @@ func (s *Server) test(ctx context.Context, req memberapi.SourceRequest) (membera
 		if e.Step == "" {
 			e.Step = errs.StepConnect
 		}
-		resp.Steps = append(resp.Steps, memberapi.TestStep{Name: e.Step, Duration: time.Since(start), Error: e.Message, Hint: e.Hint, SQLState: e.SQLState})
+		resp.Steps = append(resp.Steps, memberapi.TestStep{Name: e.Step, Duration: time.Since(start), Error: e.Message, Hint: e.Hint, Class: e.Class, SQLState: e.SQLState})
 	}
 	return resp, nil
 }

@@ -45,13 +45,21 @@ func (s Subject) uri() *url.URL {
 // nameForm keeps names free of anything that a URI or a log line could misread.
 var nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$`)
 
+// CheckName reports why a host or a member can't have a name.
+func CheckName(name string) error {
+	if !nameForm.MatchString(name) {
+		return fmt.Errorf("%q is not a name of letters, digits, dots, dashes and underscores", name)
+	}
+	return nil
+}
+
 // check reports why a subject can't be certified.
 func (s Subject) check() error {
 	switch {
 	case s.Role != memberapi.RoleMember && s.Role != memberapi.RoleHost:
 		return fmt.Errorf("%q is not a role", s.Role)
-	case !nameForm.MatchString(s.Name):
-		return fmt.Errorf("%q is not a name of letters, digits, dots, dashes and underscores", s.Name)
+	case CheckName(s.Name) != nil:
+		return CheckName(s.Name)
 	case s.Role == memberapi.RoleHost && s.Generation != 0:
 		return fmt.Errorf("host %s has a generation", s.Name)
 	case s.Generation < 0:

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/sluice-gateway/sluice/internal/core"
+	"github.com/sluice-gateway/sluice/internal/errs"
 )
 
 // Protocols that a member and a host negotiate over ALPN on the service's hosts
@@ -165,6 +166,7 @@ type TestStep struct {
 	Detail   string        `json:"detail,omitempty"` // "10.20.1.4", "TLS 1.3, CN=…", "PostgreSQL 15.18"
 	Error    string        `json:"error,omitempty"`
 	Hint     string        `json:"hint,omitempty"`
+	Class    errs.Class    `json:"class,omitempty"`    // with Error
 	SQLState string        `json:"sqlState,omitempty"` // with Error: the data source's own
 }
 

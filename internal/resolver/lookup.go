@@ -8,6 +8,15 @@ import (
 	"github.com/sluice-gateway/sluice/internal/core"
 )
 
+// Decides gives the DNS name of the zone that decides about a name, without the dot at its end, or "" if
+// none does.
+func Decides(zones []core.GoalZone, name string) string {
+	if z := newZoneSet(zones).find(dns.CanonicalName(name)); z != nil {
+		return plainName(z.name)
+	}
+	return ""
+}
+
 // Lookup gives the first IPv4 address that a network's private zones have for a name,
 // without asking anybody: false if they have none, or if an alias leads out of them. The
 // service uses it to tell what a network's rules mean for a name.

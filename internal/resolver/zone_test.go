@@ -185,6 +185,11 @@ func TestLookup(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}
+	for name, zone := range map[string]string{"nobody.corp.internal": "corp.internal", "x.EU.corp.internal.": "eu.corp.internal", "www.example.org": ""} {
+		if got := Decides(zones, name); got != zone {
+			t.Errorf("%q decides about %s, want %q", got, name, zone)
+		}
+	}
 	endpoint := []core.GoalZone{{Name: "z", Records: []core.GoalRecord{{Name: "a.z", Address: netip.MustParseAddr("10.0.0.9")}}}}
 	if a, ok := Lookup(endpoint, "a.z"); !ok || a.String() != "10.0.0.9" {
 		t.Errorf("an endpoint's name is %v, %v", a, ok)

@@ -63,7 +63,7 @@ func (s *Service) Check(ctx context.Context, in core.Check) (core.CheckResult, e
 	out.Source = from.Address.String()
 	to, ok := destination(vnet, in.Host, out.Probe)
 	if !ok {
-		out.Reasons = append(out.Reasons, fmt.Sprintf("%s is in no private zone linked to VirtualNetwork/%s", in.Host, vnet.Name))
+		out.Reasons = append(out.Reasons, unresolved(vnet, in.Host))
 		return out, nil
 	}
 	placement.AddMember(&vnet, gw, from.Address) // it need not run yet
@@ -102,7 +102,7 @@ func checkInput(in *core.Check) error {
 		return nil
 	case in.VNet != "" || in.Subnet != "":
 		return errs.New(errs.Invalid, "a connection is checked from a gateway, not from a subnet").WithHint("--gateway, with --from subnet for any address of its subnet")
-	case in.Host == "" || in.Port == 0:
+	case in.Host == "" || in.Port == 0 && in.Protocol.HasPorts():
 		return errs.New(errs.Invalid, "the check names no destination").WithHint("--to HOST:PORT")
 	case !slices.Contains([]core.Protocol{core.ProtocolTCP, core.ProtocolUDP, core.ProtocolICMP, core.ProtocolESP, core.ProtocolAH}, in.Protocol):
 		return errs.New(errs.Invalid, "%q is not a protocol that rules know", in.Protocol).WithHint("tcp, udp, icmp, esp or ah")
@@ -180,6 +180,14 @@ func destination(v core.GoalVNet, host string, probe *core.Probe) (netip.Addr, b
 	return resolver.Lookup(v.Zones, host)
 }
 
+// unresolved says why a name's address is not known here.
+func unresolved(v core.GoalVNet, host string) string {
+	if zone := resolver.Decides(v.Zones, host); zone != "" {
+		return fmt.Sprintf("private zone %s has no IPv4 address for %s", zone, host)
+	}
+	return fmt.Sprintf("%s is in no private zone linked to VirtualNetwork/%s", host, v.Name)
+}
+
 func resolvers(v core.GoalVNet) []netip.Addr {
 	var out []netip.Addr
 	for _, s := range v.Subnets {
@@ -238,7 +246,7 @@ func (s *Service) explain(ctx context.Context, t core.TenantID, m core.Member, s
 // gateway meets the same rules, so any address of the gateway's does.
 func (s *Service) explainStep(ctx context.Context, source string, step *memberapi.TestStep) {
 	p, err := caller(ctx)
-	if err != nil || step.SQLState != "" { // the source itself has answered
+	if err != nil || step.SQLState != "" || step.Class == errs.Source { // the source itself has answered
 		return
 	}
 	tgt, err := s.target(ctx, p.Tenant, source)

@@ -106,9 +106,21 @@ func (s *Service) Metadata(ctx context.Context, source string, req memberapi.Met
 	})
 }
 
+// checkSQL refuses what no data source takes, and what would break its protocol's framing.
+func checkSQL(sql string) error {
+	if at := strings.IndexByte(sql, 0); at >= 0 {
+		return errs.New(errs.Invalid, "the SQL holds a NUL character, the %d. byte", at+1).On("", "sql").WithStep(errs.StepAdmit).
+			WithHint("is it text in another encoding, such as UTF-16? UTF-8 is expected")
+	}
+	return nil
+}
+
 // Prepare implements Frontend.
 func (s *Service) Prepare(ctx context.Context, in QueryInput) (memberapi.PrepareResponse, error) {
 	var out memberapi.PrepareResponse
+	if err := checkSQL(in.SQL); err != nil {
+		return out, err
+	}
 	err := s.ask(ctx, in.Source, core.ClassInteractive, memberapi.PathPrepare, func(src memberapi.Source) any {
 		return memberapi.QueryRequest{QueryID: ident.New("p"), Source: src, Session: session(ctx), SQL: in.SQL, TimeoutMS: in.Timeout.Milliseconds()}
 	}, &out)
@@ -315,6 +327,9 @@ func (s *Service) run(ctx context.Context, source string, in QueryInput, body bo
 
 // execute is the way of one query from the data source's name to the first byte.
 func (s *Service) execute(ctx context.Context, p core.Principal, q *running, source string, in QueryInput, body bodyOf) (*Result, error) {
+	if err := checkSQL(in.SQL); err != nil {
+		return nil, err
+	}
 	tgt, err := s.target(ctx, p.Tenant, source)
 	if err != nil {
 		return nil, err

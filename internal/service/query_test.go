@@ -157,6 +157,37 @@ func TestUnreachableSourceNamesTheRule(t *testing.T) {
 	}
 }
 
+// What the source itself said of its TLS is not replaced by a guess about the way to it.
+func TestWhatTheSourceAnsweredIsKept(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.apply(example(t)...)
+	r.host()
+	const step = `{"steps":[{"name":"tls","error":"the server does not offer TLS","hint":"turn TLS on"%s}]}`
+	for class, hint := range map[string]string{`,"class":"source"`: "turn TLS on", `,"class":"unavailable"`: "check that a server answers on"} {
+		r.member(answer{200, fmt.Appendf(nil, step, class), nil, false})
+		got, err := r.svc.TestDataSource(r.ctx, "orders")
+		if err != nil || len(got.Steps) != 1 || !strings.HasPrefix(got.Steps[0].Hint, hint) {
+			t.Errorf("%s: %+v, %v", class, got, err)
+		}
+	}
+}
+
+// No source takes a NUL; PostgreSQL's protocol would end the statement there.
+func TestNULIsRefused(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.apply(example(t)...)
+	in := QueryInput{Source: "orders", SQL: "select 1\x00; drop table t"}
+	_, queryErr := r.svc.Query(r.ctx, in)
+	_, prepareErr := r.svc.Prepare(r.ctx, in)
+	for _, err := range []error{queryErr, prepareErr} {
+		if e := errs.As(err); err == nil || e.Class != errs.Invalid || e.Message != "the SQL holds a NUL character, the 9. byte" {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
 // Until its host has acted on a change, what the member met is what held before.
 func TestUnreachableWhileTheHostIsBehind(t *testing.T) {
 	t.Parallel()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -81,7 +82,7 @@ func (q *running) again(m core.Member, because error) {
 	now := q.svc.now()
 	q.phase(core.PhaseRetried, now.Sub(q.mark))
 	q.mark = now
-	q.rec.Retried = fmt.Sprintf("member %s: %s", m.ID, because)
+	q.rec.Retried = fmt.Sprintf("member %s: %s", m.ID, strings.TrimPrefix(because.Error(), "member "+m.ID+": "))
 	q.svc.log.Warn("query runs again", "query", q.rec.ID, "member", m.ID, "reason", because)
 }
 

@@ -36,7 +36,7 @@ func TestCheck(t *testing.T) {
 		{"denied by the data's rule", []string{"--to", fmt.Sprintf("%s:%d", host, open)}, 1,
 			[]string{"rules: denied", "allowed by rule gateways/allow-postgres (100)", "denied by rule data/deny-all (4096) at subnet data, inbound", "probe: "}, true},
 		{"an address", []string{"--to", fmt.Sprintf("10.20.1.4:%d", port)}, 0, []string{"rules: allowed", "probe: connected"}, true},
-		{"unknown name", []string{"--to", fmt.Sprintf("nothing.corp.internal:%d", port)}, 1, []string{"nothing.corp.internal", "no private zone"}, true},
+		{"unknown name", []string{"--to", fmt.Sprintf("nothing.corp.internal:%d", port)}, 1, []string{"nothing.corp.internal", "private zone corp.internal has no IPv4 address for nothing.corp.internal"}, true},
 		{"dry", []string{"--dry", "--to", fmt.Sprintf("%s:%d", host, port)}, 0, []string{"rules: allowed"}, false},
 		{"dry and denied", []string{"--dry", "--to", host + ":22"}, 1, []string{"rules: denied", "gateways/deny-rest-of-vnet"}, false},
 		{"from the subnet", []string{"--from", "subnet", "--to", fmt.Sprintf("%s:%d", host, port)}, 0, []string{"rules: allowed", "10.20.0."}, false},

@@ -62,6 +62,10 @@ func ownHint(pg *pgconn.PgError, readOnly bool) string {
 	switch {
 	case pg.Code == "25006" && readOnly:
 		return "the data source is read-only: an administrator can set readOnly: false"
+	case pg.Code == "28P01" || pg.Code == "28000":
+		return "check the data source's credentials, and what the server's pg_hba.conf allows"
+	case pg.Code == "3D000":
+		return "check the data source's parameter database"
 	case pg.Code == "42601" && strings.Contains(pg.Message, "multiple commands"):
 		return "send one statement per query"
 	}

@@ -80,6 +80,9 @@ func TestDialErrors(t *testing.T) {
 			if e.Class != c.class || e.Step != c.step || e.SQLState != c.state || !strings.Contains(e.Message, c.message) || e.Object != "DataSource/test" {
 				t.Errorf("%+v", e)
 			}
+			if want := map[string]string{"28P01": "credentials", "3D000": "parameter database"}[c.state]; !strings.Contains(e.Hint, want) {
+				t.Errorf("the hint is %q, want it to name the %s", e.Hint, want)
+			}
 			var failed string
 			err := db.Test(testContext(t), func(name string, _ time.Duration, _ string) { failed = name })
 			if te := errs.As(err); te.Step != c.step || !strings.Contains(te.Message, c.message) || failed == c.step {

@@ -69,9 +69,17 @@ func (p peer) principal() (core.Principal, error) {
 	}
 	if p.uid != 0 && p.uid != p.owner {
 		return core.Principal{}, errs.New(errs.Denied, "user %s is not the owner of the service's socket", userName(p.uid)).
-			WithStep(errs.StepAdmit).WithHint("run as %s or root, or use SLUICE_URL with a token", userName(p.owner))
+			WithStep(errs.StepAdmit).WithHint("run as %s, or use SLUICE_URL with a token", ownerOrRoot(p.owner))
 	}
 	return core.Principal{Tenant: core.DefaultTenant, Name: userName(p.uid), Role: core.RoleAdmin}, nil
+}
+
+// ownerOrRoot names those who may use the socket.
+func ownerOrRoot(owner uint32) string {
+	if owner == 0 {
+		return userName(owner)
+	}
+	return userName(owner) + " or root"
 }
 
 // userName is what the query log shows.

@@ -46,6 +46,9 @@ type Server struct {
 
 // LoadTLS reads a certificate and its key for ServerOptions.TLS.
 func LoadTLS(certFile, keyFile string) (*tls.Config, error) {
+	if certFile == "" || keyFile == "" {
+		return nil, errs.New(errs.Invalid, "a certificate needs its key, and a key its certificate").WithHint("give both --tls-cert and --tls-key")
+	}
 	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
 	if err != nil {
 		return nil, errs.New(errs.Invalid, "the certificate %s and the key %s can't be used: %w", certFile, keyFile, err)
@@ -97,16 +100,24 @@ func listenTCP(opts ServerOptions) (net.Listener, error) {
 	return sockio.Listener{Listener: l}, nil
 }
 
+// maxSocketPath is what fits into sockaddr_un with its final NUL, in bytes.
+const maxSocketPath = 107
+
 // listenUnix binds a socket for its owner. A socket that a dead process left is
 // replaced; one that answers is not.
 func listenUnix(path string) (net.Listener, error) {
+	if len(path) > maxSocketPath {
+		return nil, errs.New(errs.Invalid, "the socket's path %s is %d bytes long, Linux takes %d", path, len(path), maxSocketPath).WithHint("--socket with a shorter one")
+	}
 	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		conn.Close()
 		return nil, signin.ListenError(path, syscall.EADDRINUSE)
 	} else if errors.Is(err, syscall.ECONNREFUSED) {
-		if info, err := os.Lstat(path); err == nil && info.Mode().Type() == os.ModeSocket {
-			_ = os.Remove(path) // Listen reports what stands in the way
+		info, err := os.Lstat(path)
+		if err == nil && info.Mode().Type() != os.ModeSocket {
+			return nil, errs.New(errs.Conflict, "%s is no socket, and is left as it is", path).WithHint("--socket with another path, or remove it")
 		}
+		_ = os.Remove(path) // Listen reports what stands in the way
 	}
 	l, err := signin.Listen("unix", path)
 	if err != nil {

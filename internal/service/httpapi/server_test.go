@@ -194,8 +194,12 @@ func TestSocketOfADeadProcessIsReplaced(t *testing.T) {
 	if err := os.WriteFile(file, []byte("data"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Listen(ServerOptions{Socket: file, Logger: discard(), Handler: http.NotFoundHandler()}); err == nil {
-		t.Error("a file was replaced by a socket")
+	for path, want := range map[string]string{
+		file: "is no socket, and is left as it is", filepath.Dir(file): "is no socket", filepath.Join("/", strings.Repeat("x", 107)): "is 108 bytes long, Linux takes 107",
+	} {
+		if _, err := Listen(ServerOptions{Socket: path, Logger: discard(), Handler: http.NotFoundHandler()}); err == nil || !strings.Contains(err.Error(), want) || errs.As(err).Hint == "" {
+			t.Errorf("%s: %v, want %q and a hint", path, err, want)
+		}
 	}
 	if data, _ := os.ReadFile(file); string(data) != "data" {
 		t.Error("the file is gone")
@@ -205,6 +209,15 @@ func TestSocketOfADeadProcessIsReplaced(t *testing.T) {
 func TestAddressInTheClearIsRefused(t *testing.T) {
 	if _, err := Listen(ServerOptions{Address: "0.0.0.0:0", Logger: discard(), Handler: http.NotFoundHandler()}); errs.ClassOf(err) != errs.Invalid {
 		t.Errorf("Listen: %v", err)
+	}
+}
+
+func TestHalfACertificateIsRefused(t *testing.T) {
+	certFile, keyFile, _ := frontendtest.WriteCert(t)
+	for _, half := range [][2]string{{certFile, ""}, {"", keyFile}} {
+		if _, err := LoadTLS(half[0], half[1]); errs.ClassOf(err) != errs.Invalid || errs.As(err).Hint != "give both --tls-cert and --tls-key" {
+			t.Errorf("%q: %v", half, err)
+		}
 	}
 }
 

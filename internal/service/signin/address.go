@@ -20,7 +20,7 @@ func CheckAddress(address string, encrypted, allowInsecure bool) error {
 		return nil
 	}
 	return errs.New(errs.Invalid, "%s is not a loopback address, and tokens would cross the network in the clear", address).
-		WithHint("give a TLS certificate and key, listen on 127.0.0.1, or say that something in front encrypts")
+		WithHint("give --tls-cert and --tls-key, listen on 127.0.0.1, or give --insecure if something in front encrypts")
 }
 
 // Listen is net.Listen with an error for the user.
@@ -36,7 +36,7 @@ func Listen(network, address string) (net.Listener, error) {
 func ListenError(address string, err error) error {
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return errs.New(errs.Conflict, "%s is in use: %w", address, err).
-			WithHint("another sluice may be running on this machine: stop it, or choose other addresses")
+			WithHint("another sluice may be running on this machine: stop it, or choose other addresses (--http, --flight, --socket)")
 	}
 	return errs.New(errs.Unavailable, "listen on %s: %w", address, err)
 }
