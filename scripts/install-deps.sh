@@ -7,6 +7,7 @@ set -euo pipefail
 declare -A needs=(
   [runc]=runc [nft]=nftables [ip]=iproute2 [gcc]=gcc [git]=git [psql]=postgresql-client
   [ssh]=openssh-client [/usr/sbin/sshd]=openssh-server [conntrack]=conntrack [ping]=iputils-ping [dnsmasq]=dnsmasq-base [promtool]=prometheus
+  [qemu-system-x86_64]=qemu-system-x86 [depmod]=kmod [xz]=xz-utils
   [/usr/lib/postgresql/15/bin/postgres]=postgresql-15
   [/etc/ssl/certs/ca-certificates.crt]=ca-certificates
 )
