@@ -9,7 +9,6 @@ package testpg
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"os/user"
@@ -20,12 +19,14 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/sluice-gateway/sluice/internal/testport"
 )
 
 const binDir = "/usr/lib/postgresql/15/bin"
 
 // startTimeout bounds each wait for a server to come up or to go away.
-const startTimeout = 30 * time.Second
+const startTimeout = 90 * time.Second
 
 // TB is what a server needs of the test, or of the program, that uses it. A testing.TB
 // is one.
@@ -211,7 +212,7 @@ func (i *instance) prepare(set *settings) error {
 // startOnFreePort retries: another process may take the port between choice and use.
 func (i *instance) startOnFreePort() (err error) {
 	for range 5 {
-		if i.port, err = freePort(); err != nil {
+		if i.port, err = testport.Free(); err != nil {
 			return err
 		}
 		if err = i.start(); err == nil {
@@ -219,15 +220,6 @@ func (i *instance) startOnFreePort() (err error) {
 		}
 	}
 	return err
-}
-
-func freePort() (int, error) {
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
 func (i *instance) configure(set *settings) error {

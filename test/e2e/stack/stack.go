@@ -10,7 +10,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,6 +22,7 @@ import (
 	"time"
 
 	"github.com/sluice-gateway/sluice/client"
+	"github.com/sluice-gateway/sluice/internal/testport"
 )
 
 // TB is what an installation needs of the test, or of the program, that runs it. A
@@ -229,12 +229,11 @@ func (s *Stack) For(t TB) *Stack {
 
 // freeAddr returns an address that nobody listens on now.
 func freeAddr(t TB) string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := testport.Free()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	return fmt.Sprintf("127.0.0.1:%d", port)
 }
 
 // end stops and removes everything.
@@ -412,7 +411,7 @@ func (s *Stack) Client() *client.Client {
 // Ready waits until the service answers and its host is connected.
 func (s *Stack) Ready() {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
 	defer cancel()
 	c, err := client.New(client.Options{Socket: s.Socket})
 	if err != nil {
