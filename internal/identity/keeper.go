@@ -168,11 +168,16 @@ func (k *Keeper) Join(ctx context.Context) error {
 		return err
 	}
 	req := memberapi.JoinRequest{Role: k.opts.Role, Name: k.opts.Name, Token: k.opts.Token.Reveal(), CSR: csr}
+	var before error
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
 		err := k.fetch(ctx, memberapi.PathJoin, req, key)
 		if err == nil {
 			return nil
 		}
+		if before != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			err = before // the time was over in the middle of this try: what the one before it met says more
+		}
+		before = err
 		if !worthRetry(err) || sleep(ctx, jitter(wait)) != nil {
 			return fmt.Errorf("join as %s %s: %w", k.opts.Role, k.opts.Name, err)
 		}

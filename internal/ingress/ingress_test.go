@@ -1,7 +1,6 @@
 package ingress_test
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -41,7 +40,7 @@ func keeper(t *testing.T, s *tunneltest.Service, change func(*identity.KeeperOpt
 	t.Helper()
 	o := identity.KeeperOptions{
 		Role: memberapi.RoleMember, Name: "m-1", Token: core.NewSecret("token"), CAPEM: s.CA.CertPEM(),
-		Dial: dialer(s.Addr), JoinTimeout: 3 * time.Second, Logger: tunneltest.Logger(t),
+		Dial: dialer(s.Addr), JoinTimeout: patience, Logger: tunneltest.Logger(t),
 	}
 	if change != nil {
 		change(&o)
@@ -60,8 +59,29 @@ func TestTokenWorksOnce(t *testing.T) {
 	if err := keeper(t, s, nil).Join(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := keeper(t, s, nil).Join(t.Context()); errs.ClassOf(err) != errs.Unauthenticated {
+	again := keeper(t, s, func(o *identity.KeeperOptions) { o.JoinTimeout = 3 * time.Second })
+	if err := again.Join(t.Context()); errs.ClassOf(err) != errs.Unauthenticated {
 		t.Errorf("the second time: %v, want Unauthenticated", err)
+	}
+}
+
+// TestJoinThatIsCutOffSaysWhatWasWrong: the last try meets the end of its time, not the refusal.
+func TestJoinThatIsCutOffSaysWhatWasWrong(t *testing.T) {
+	t.Parallel()
+	s := tunneltest.StartService(t, tunneltest.Options{})
+	var dials atomic.Int32
+	k := keeper(t, s, func(o *identity.KeeperOptions) {
+		o.JoinTimeout = 5 * time.Second
+		o.Dial = func(ctx context.Context) (net.Conn, error) {
+			if dials.Add(1) > 1 {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			return dialer(s.Addr)(ctx)
+		}
+	})
+	if err := k.Join(t.Context()); errs.ClassOf(err) != errs.Unauthenticated {
+		t.Errorf("%v, want Unauthenticated", err)
 	}
 }
 
@@ -266,173 +286,6 @@ func agentOf(t *testing.T, s *tunneltest.Service, k *identity.Keeper) *tunnel.Ag
 	return a
 }
 
-// TestExpiredCertificate covers the resumed session, too: it carries the old certificate.
-func TestExpiredCertificate(t *testing.T) {
-	t.Parallel()
-	s := tunneltest.StartService(t, tunneltest.Options{CA: identity.CAOptions{MemberLifetime: 2 * time.Second}})
-	k := s.Join(t, s.Addr, "m-1", 1)
-	cfg := k.TLSConfig(memberapi.ProtoData)
-	for range 2 { // the second one resumes
-		if err := closedByService(t, s, cfg); !isTimeout(err) {
-			t.Fatalf("before its end: %v", err)
-		}
-	}
-	time.Sleep(time.Until(k.NotAfter()) + 50*time.Millisecond)
-	for name, cfg := range map[string]*tls.Config{"resumed": cfg, "new": func() *tls.Config {
-		c := cfg.Clone()
-		c.ClientSessionCache = nil
-		return c
-	}()} {
-		if err := closedByService(t, s, cfg); err == nil || isTimeout(err) {
-			t.Errorf("%s, after its end: %v, want a refusal", name, err)
-		}
-	}
-	if err := agentOf(t, s, k).Run(t.Context()); errs.ClassOf(err) != errs.Denied {
-		t.Errorf("agent: %v, want Denied", err)
-	}
-	if err := k.Run(t.Context()); errs.ClassOf(err) != errs.Unauthenticated {
-		t.Errorf("keeper: %v, want Unauthenticated", err)
-	}
-	select {
-	case <-k.Expired():
-	default:
-		t.Error("Expired is not closed")
-	}
-}
-
-func TestRenewalWhileConnected(t *testing.T) {
-	t.Parallel()
-	h := tunneltest.StartWith(t, tunneltest.Options{
-		CA: identity.CAOptions{MemberLifetime: 3 * time.Second},
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			io.Copy(w, r.Body)
-		}),
-	})
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- h.Keeper.Run(ctx) }()
-	first := h.Keeper.NotAfter()
-	key := h.Keeper.TLSConfig("x").Certificates[0].PrivateKey
-	for end := time.Now().Add(7 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		resp, err := h.Client().Post("http://member/", "text/plain", strings.NewReader("x"))
-		if err != nil {
-			t.Fatalf("a renewal must not be felt: %v", err)
-		}
-		body, err := io.ReadAll(resp.Body)
-		resp.Body.Close()
-		if err != nil || string(body) != "x" {
-			t.Fatalf("%q, %v", body, err)
-		}
-	}
-	if d := h.Keeper.NotAfter().Sub(first); d < 4*time.Second {
-		t.Errorf("the certificate's end moved by %s in 7 s", d)
-	}
-	if h.Keeper.TLSConfig("x").Certificates[0].PrivateKey == key {
-		t.Error("the key stayed the same")
-	}
-	// New connections with the renewed identity are accepted long after the first one ended.
-	h.Relay.Kill()
-	h.Relay.Start()
-	up, stop := context.WithTimeout(t.Context(), patience)
-	defer stop()
-	for {
-		resp, err := h.Client().Post("http://member/", "text/plain", strings.NewReader("x"))
-		if err == nil {
-			resp.Body.Close()
-			break
-		}
-		if up.Err() != nil {
-			t.Fatalf("after a reconnect: %v", err)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Errorf("keeper: %v", err)
-	}
-}
-
-// TestClientsWithOtherClocks: a client's clock may be wrong, by days if it is behind. It renews
-// when the service wants it to, not when its own clock says that the certificate ends.
-func TestClientsWithOtherClocks(t *testing.T) {
-	t.Parallel()
-	for name, off := range map[string]time.Duration{
-		"minutes ahead": 10 * time.Minute, "hours ahead": 12 * time.Hour, "minutes behind": -10 * time.Minute, "weeks behind": -40 * 24 * time.Hour,
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			s := tunneltest.StartService(t, tunneltest.Options{CA: identity.CAOptions{MemberLifetime: 3 * time.Second}})
-			s.AddToken("token", member("m-1", 1))
-			k := keeper(t, s, func(o *identity.KeeperOptions) {
-				o.Clock = func() time.Time { return time.Now().Add(off) }
-			})
-			begun := time.Now()
-			if err := k.Join(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			ctx, cancel := context.WithTimeout(t.Context(), 2500*time.Millisecond)
-			defer cancel()
-			done := make(chan error, 1)
-			go func() { done <- k.Run(ctx) }()
-			keys := map[any]bool{}
-			for ; ctx.Err() == nil; time.Sleep(10 * time.Millisecond) {
-				keys[k.TLSConfig("x").Certificates[0].PrivateKey] = true
-			}
-			if err := <-done; err != nil {
-				t.Error(err)
-			}
-			if most := int(time.Since(begun)/time.Second) + 1; len(keys) < 2 || len(keys) > most { // at two thirds, of whole seconds
-				t.Errorf("%d certificates in %v, want 2 to %d", len(keys), time.Since(begun), most)
-			}
-		})
-	}
-}
-
-func TestRenewalIsRefusedForGood(t *testing.T) {
-	t.Parallel()
-	s := tunneltest.StartService(t, tunneltest.Options{CA: identity.CAOptions{MemberLifetime: 3 * time.Second}})
-	k := s.Join(t, s.Addr, "m-1", 1)
-	s.Ban(member("m-1", 1), errs.New(errs.NotFound, "member m-1 is no longer there"))
-	began := time.Now()
-	if err := k.Run(t.Context()); errs.ClassOf(err) != errs.Denied {
-		t.Errorf("err = %v, want Denied", err)
-	}
-	if time.Since(began) > 2900*time.Millisecond {
-		t.Error("it went on trying to the end, although the answer was no")
-	}
-	<-k.Expired()
-}
-
-func TestRenewalSurvivesAServiceThatIsAway(t *testing.T) {
-	t.Parallel()
-	s := tunneltest.StartService(t, tunneltest.Options{CA: identity.CAOptions{MemberLifetime: 5 * time.Second}})
-	s.AddToken("token", member("m-1", 1))
-	var away atomic.Bool
-	k := keeper(t, s, func(o *identity.KeeperOptions) {
-		o.JoinTimeout = patience
-		o.Dial = func(ctx context.Context) (net.Conn, error) {
-			if away.Load() {
-				return nil, errors.New("no route to host")
-			}
-			return dialer(s.Addr)(ctx)
-		}
-	})
-	if err := k.Join(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	first := k.NotAfter()
-	away.Store(true)
-	time.AfterFunc(3500*time.Millisecond, func() { away.Store(false) })
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-	defer cancel()
-	if err := k.Run(ctx); err != nil {
-		t.Error(err)
-	}
-	if !k.NotAfter().After(first) {
-		t.Error("not renewed")
-	}
-}
-
 func request(t *testing.T, s *tunneltest.Service, k *identity.Keeper, path string, body []byte) (int, errs.Error) {
 	t.Helper()
 	conn, err := session(t, s, k.TLSConfig(memberapi.ProtoHTTP))
@@ -495,7 +348,7 @@ func TestSlowHandshakesDoNotStopTheOthers(t *testing.T) {
 	}
 	began := time.Now()
 	s.Join(t, s.Addr, "m-1", 1)
-	if d := time.Since(began); d > 5*time.Second {
+	if d := time.Since(began); d > 9*time.Second { // a silent one is cut off after 10
 		t.Errorf("a join among 64 silent connections took %s", d)
 	}
 }
@@ -515,29 +368,8 @@ func TestSlowHandshakesOfOneSource(t *testing.T) {
 	}
 	began := time.Now()
 	s.Join(t, s.Addr, "m-1", 1)
-	if d := time.Since(began); d > 5*time.Second {
+	if d := time.Since(began); d > 9*time.Second { // a silent one is cut off after 10
 		t.Errorf("a join beside 300 silent connections of one address took %s", d)
-	}
-}
-
-// TestRenewOnAConnectionOlderThanItsCertificate: the handshake was in time, the request is not.
-func TestRenewOnAConnectionOlderThanItsCertificate(t *testing.T) {
-	t.Parallel()
-	s := tunneltest.StartService(t, tunneltest.Options{CA: identity.CAOptions{MemberLifetime: 2 * time.Second}})
-	k := s.Join(t, s.Addr, "m-1", 1)
-	conn, err := session(t, s, k.TLSConfig(memberapi.ProtoHTTP))
-	if err != nil {
-		t.Fatal(err)
-	}
-	time.Sleep(time.Until(k.NotAfter()) + 50*time.Millisecond)
-	io.WriteString(conn, "POST "+memberapi.PathRenew+" HTTP/1.1\r\nHost: s\r\nContent-Length: 2\r\n\r\n{}")
-	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusUnauthorized {
-		t.Errorf("status %d, want 401", resp.StatusCode)
 	}
 }
 
@@ -554,7 +386,7 @@ func TestHubClosesWhileConnectionsSayNothing(t *testing.T) {
 	time.Sleep(100 * time.Millisecond)
 	began := time.Now()
 	s.Hub.Close()
-	if d := time.Since(began); d > 3*time.Second {
+	if d := time.Since(began); d > 4*time.Second {
 		t.Errorf("it took %s", d)
 	}
 }
