@@ -74,7 +74,7 @@ func TestAddressByDHCP(t *testing.T) {
 // host of that one has confirmed its teardown, and no report is needed after that.
 func TestAddressByDHCPIsHeld(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := tunedRig(t, func(o *Options) { o.WakeTimeout = time.Minute }) // the query waits for a teardown that the test puts off
 	r.byDHCP()
 	address := netip.MustParseAddr("10.20.0.5")
 	h := r.host("h", func(h *scripted) {
@@ -98,7 +98,7 @@ func TestAddressByDHCPIsHeld(t *testing.T) {
 	h.mu.Unlock()
 	next := make(chan string, 1)
 	go func() {
-		g, err := r.fleet.Acquire(within(t, 20*time.Second), corpBI)
+		g, err := r.fleet.Acquire(within(t, time.Minute), corpBI)
 		if err != nil {
 			next <- err.Error()
 			return

@@ -241,12 +241,12 @@ func (h *scripted) install(image string) {
 
 func (r *rig) eventually(what string, cond func() bool) {
 	r.t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(120 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
 		if cond() {
 			return
 		}
 	}
-	r.t.Fatalf("not within 30 s: %s", what)
+	r.t.Fatalf("not within 120 s: %s", what)
 }
 
 func within(t *testing.T, d time.Duration) context.Context {

@@ -202,7 +202,7 @@ func (w *walk) finish() {
 		}
 		return err == nil
 	})
-	if err := w.fleet.Pause(within(w.t.(*testing.T), 20*time.Second), corpBI, "the walk is over"); err != nil {
+	if err := w.fleet.Pause(within(w.t.(*testing.T), 90*time.Second), corpBI, "the walk is over"); err != nil {
 		w.t.Fatalf("%v: the last pause: %v", w.trace, err)
 	}
 	w.eventually("paused, nothing left", func() bool { return w.state() == core.GatewayPaused && len(w.fleet.Members(tenant)) == 0 })

@@ -121,7 +121,7 @@ func (l *lab) up(change ...func(*Options)) *Network {
 }
 
 func (l *lab) ctx() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	l.t.Cleanup(cancel)
 	return ctx
 }

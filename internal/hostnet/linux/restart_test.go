@@ -389,14 +389,15 @@ func TestTwentyPortsAtOnce(t *testing.T) {
 	n := l.up()
 	began := time.Now()
 	s := l.set(n, cfg)
-	t.Logf("20 ports in %s", time.Since(began))
+	all := time.Since(began)
+	t.Logf("20 ports in %s", all)
 	for _, p := range cfg.Ports {
 		wantGreeting(t, portOf(t, s, p), labWorldAddr+":80", "world "+labHostAddr)
 	}
 	began = time.Now()
 	l.set(n, cfg)
-	if took := time.Since(began); took > 500*time.Millisecond {
-		t.Errorf("a Set that changes nothing took %s", took)
+	if took := time.Since(began); took > 500*time.Millisecond && took > all/2 { // of a machine that is as busy
+		t.Errorf("a Set that changes nothing took %s, and one that made everything %s", took, all)
 	}
 }
 

@@ -63,7 +63,7 @@ func runDnsmasq(l *lab, ns string, as ...string) func() string {
 // setUntil repeats Set, as the host does when the network says that something changed.
 func (l *lab) setUntil(n *Network, what string, cfg func() hostnet.Config, ok func(hostnet.Status) bool) hostnet.Status {
 	l.t.Helper()
-	deadline := time.After(40 * time.Second)
+	deadline := time.After(90 * time.Second)
 	for {
 		s, err := n.Set(l.ctx(), cfg())
 		if err != nil {
