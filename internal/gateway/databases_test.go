@@ -98,13 +98,13 @@ func TestDatabasesCloseWhenIdle(t *testing.T) {
 	for _, name := range []string{"a", "b"} {
 		d.release(acquire(t, d, memberapi.Source{Name: name}))
 	}
-	waitFor(t, 3*time.Second, func() bool { return fake.closed.Load() == 2 })
+	waitFor(t, 30*time.Second, func() bool { return fake.closed.Load() == 2 })
 	time.Sleep(100 * time.Millisecond)
 	if n := fake.closed.Load(); n != 2 {
 		t.Errorf("%d closed: one was in use", n)
 	}
 	d.release(used)
-	waitFor(t, 3*time.Second, func() bool { return fake.closed.Load() == 3 })
+	waitFor(t, 30*time.Second, func() bool { return fake.closed.Load() == 3 })
 }
 
 func TestDatabasesAfterClose(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -136,10 +137,17 @@ func (w *Tap) Send(r Frame) error {
 	return w.Write(append(doc, r.Text...))
 }
 
+// Write puts a whole frame on the interface. While a busy machine has no room for it, it waits.
 func (w *Tap) Write(frame []byte) error {
 	to := unix.SockaddrLinklayer{Ifindex: w.index, Halen: 6}
 	copy(to.Addr[:], frame)
-	return unix.Sendto(w.fd, frame, 0, &to)
+	for tries := 0; ; tries++ {
+		err := unix.Sendto(w.fd, frame, 0, &to)
+		if err != unix.ENOBUFS || tries == 5000 { //nolint:errorlint // an Errno as it comes
+			return err
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 func Checksum(b []byte) uint16 {

@@ -152,7 +152,7 @@ func TestCloseEndsAWaitingRead(t *testing.T) {
 		if !errors.Is(err, net.ErrClosed) {
 			t.Errorf("%v", err)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("Close does not end a read")
 	}
 }

@@ -127,10 +127,11 @@ func TestMoreAtOnceThanParked(t *testing.T) {
 
 func TestOneTooManyIsUnavailable(t *testing.T) {
 	t.Parallel()
-	release := make(chan struct{})
+	release, begun := make(chan struct{}), make(chan bool, 8)
 	h := tunneltest.StartWith(t, tunneltest.Options{
-		Hub: tunnel.HubOptions{MaxData: 2, TakeTimeout: 300 * time.Millisecond},
+		Hub: tunnel.HubOptions{MaxData: 2, TakeTimeout: 2 * time.Second},
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			begun <- true
 			<-release
 			echo(w, r)
 		}),
@@ -143,7 +144,9 @@ func TestOneTooManyIsUnavailable(t *testing.T) {
 			}
 		})
 	}
-	time.Sleep(100 * time.Millisecond)
+	for range 2 {
+		soon(t, begun, "a request")
+	}
 	_, err := post(t.Context(), h.RoundTripper, "/", "x")
 	if e := errs.As(err); e == nil || e.Class != errs.Unavailable || e.Step != errs.StepTunnel || e.Hint == "" {
 		t.Errorf("err = %#v, want Unavailable at the tunnel with a hint", e)
@@ -278,7 +281,7 @@ func TestStalledReaderHoldsUpNobody(t *testing.T) {
 	}()
 	end := time.Now().Add(3500 * time.Millisecond) // past the heartbeat's time-out
 	for time.Now().Before(end) {
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		if _, err := answer(post(ctx, h.RoundTripper, "/", "still there?")); err != nil {
 			t.Fatalf("with 16 stalled readers: %v", err)
 		}

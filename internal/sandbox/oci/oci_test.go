@@ -216,11 +216,11 @@ func TestLimitsAreSet(t *testing.T) {
 	r := i.manager(t)
 	s := spec(t, "m-1-7", sandboxtest.Command{Do: "spin"})
 	sandboxtest.MustStart(t, r, s)
+	began := time.Now()
 	u0, err := r.Usage(t.Context(), s.ID)
 	if err != nil {
 		t.Fatal(err)
 	}
-	began := time.Now()
 	time.Sleep(2 * time.Second)
 	u1, err := r.Usage(t.Context(), s.ID)
 	if err != nil {

@@ -150,7 +150,7 @@ func TestCancelFlightInfo(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		run, end := context.WithTimeout(outgoing(t), 5*time.Second)
+		run, end := context.WithTimeout(outgoing(t), 60*time.Second)
 		defer end()
 		r, err := c.DoGet(run, info.Endpoint[0].Ticket)
 		if err != nil || !r.Next() {
@@ -164,16 +164,16 @@ func TestCancelFlightInfo(t *testing.T) {
 		for r.Next() {
 		}
 		wantCode(t, "the query", r.Err(), codes.Canceled)
-		if !front.WaitClosed(time.Second) {
+		if !front.WaitClosed(30 * time.Second) {
 			t.Fatal("a cancelled query goes on")
 		}
 		r.Release()
-		again, stop := context.WithTimeout(outgoing(t), 5*time.Second)
+		again, stop := context.WithTimeout(outgoing(t), 60*time.Second)
 		_, err = drain(again, c, info.Endpoint[0].Ticket)
 		wantCode(t, "its ticket, again", err, codes.Canceled)
 		stop()
 	}
-	if !front.WaitClosed(time.Second) {
+	if !front.WaitClosed(30 * time.Second) {
 		t.Error("a cancelled query goes on")
 	}
 }

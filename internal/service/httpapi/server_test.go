@@ -114,7 +114,7 @@ func copySelf(t *testing.T, dir string) string {
 // asUser runs a request through the socket as another user.
 func asUser(t *testing.T, exe string, uid uint32, socket string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, exe)
 	cmd.Env = []string{childSocket + "=" + socket}
@@ -255,7 +255,7 @@ func TestTLSAndSocketTogether(t *testing.T) {
 }
 
 func TestGracefulStop(t *testing.T) {
-	for _, grace := range []time.Duration{5 * time.Second, 50 * time.Millisecond} {
+	for _, grace := range []time.Duration{20 * time.Second, 50 * time.Millisecond} {
 		front := frontendtest.New()
 		hang := frontendtest.Long(1, 3)
 		hang.Tail, hang.Block, hang.Linger = nil, true, 100*time.Millisecond
@@ -269,17 +269,17 @@ func TestGracefulStop(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		start := time.Now()
 		go func() {
 			time.Sleep(300 * time.Millisecond)
 			if grace > time.Second {
 				cancel() // the query ends by itself, within the grace
 			}
 		}()
-		start := time.Now()
 		if err := stop(); err != nil {
 			t.Error(err)
 		}
-		if took := time.Since(start); grace > time.Second && (took < 200*time.Millisecond || took > 3*time.Second) {
+		if took := time.Since(start); grace > time.Second && (took < 200*time.Millisecond || took > 15*time.Second) {
 			t.Errorf("grace %s: stopped after %s", grace, took)
 		}
 		if front.Open() != 0 {

@@ -13,7 +13,7 @@ func NoLeak(t testing.TB) {
 	t.Helper()
 	before := len(ours())
 	t.Cleanup(func() {
-		deadline := time.Now().Add(5 * time.Second)
+		deadline := time.Now().Add(30 * time.Second)
 		for len(ours()) > before {
 			if time.Now().After(deadline) {
 				t.Errorf("%d goroutines before, now:\n%s", before, strings.Join(ours(), "\n\n"))

@@ -34,7 +34,7 @@ const (
 )
 
 // Patience bounds every wait of the harness.
-const Patience = 15 * time.Second
+const Patience = 60 * time.Second
 
 // Options of StartWith; the zero value serves 404.
 type Options struct {
