@@ -75,9 +75,9 @@ func TestQueriesWaitTheirTurn(t *testing.T) {
 	ends := make(chan error, 2)
 	ask := func(mark string) { ends <- tryQuery(ctx, api, "select pg_sleep(100) -- "+mark) }
 	go ask(runs)
-	eventually(t, 20*time.Second, "the first runs", func() bool { return c.activity(runs) == 1 })
+	eventually(t, 60*time.Second, "the first runs", func() bool { return c.activity(runs) == 1 })
 	go ask(waits)
-	eventually(t, 20*time.Second, "the second waits in the first place", func() bool {
+	eventually(t, 60*time.Second, "the second waits in the first place", func() bool {
 		q := c.recordOf(t, api, waits)
 		return q.State == core.QueryQueued && q.QueuePosition == 1
 	})
@@ -144,23 +144,34 @@ func TestAStalledClientIsCutAndSlowsNobody(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	var worst time.Duration
-	for range 20 {
-		begun := time.Now()
+	wantSwift(t, 20, func() {
 		if got := c.value("select 1"); got != "1" {
 			t.Errorf("beside stalled clients the gateway gives %q", got)
 		}
-		worst = max(worst, time.Since(begun))
-	}
-	if worst > 5*time.Second {
-		t.Errorf("beside stalled clients a short query took %s", worst)
-	}
+	})
 	for i := range stalled {
 		wantGone(t, c, mark(i))
 		rec := wantRecord(t, c, mark(i), "cancelled")
 		if !strings.Contains(rec.Error, "took nothing of the result for 3s") {
 			t.Errorf("the record says %q", rec.Error)
 		}
+	}
+}
+
+// wantSwift runs a short query so many times beside clients that stall. A busy machine may
+// hold up one or another; clients would hold up all of them.
+func wantSwift(t *testing.T, times int, query func()) {
+	t.Helper()
+	var slow []time.Duration
+	for range times {
+		begun := time.Now()
+		query()
+		if d := time.Since(begun); d > 5*time.Second {
+			slow = append(slow, d)
+		}
+	}
+	if len(slow) > times/10 {
+		t.Errorf("beside stalled clients short queries took %v", slow)
 	}
 }
 
@@ -175,7 +186,7 @@ func TestAMemberDiesBeforeTheAnswer(t *testing.T) {
 	first := onlyMember(t, api)
 	end := make(chan error, 1)
 	go func() { end <- tryQuery(ctx, api, "select pg_sleep(4) -- "+mark) }()
-	eventually(t, 20*time.Second, "it runs", func() bool { return c.activity(mark) == 1 })
+	eventually(t, 60*time.Second, "it runs", func() bool { return c.activity(mark) == 1 })
 	if err := syscall.Kill(c.pidOf(t, first), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -226,7 +237,7 @@ func TestQueryLogFile(t *testing.T) {
 		Rows                        int64
 		PhasesMS                    map[string]float64
 	}
-	eventually(t, 20*time.Second, "the query is in the file", func() bool {
+	eventually(t, 60*time.Second, "the query is in the file", func() bool {
 		text, err := os.ReadFile(file)
 		return err == nil && strings.HasSuffix(string(text), "\n") && json.Unmarshal(text, &line) == nil
 	})

@@ -29,7 +29,7 @@ func TestServiceAndHostApart(t *testing.T) {
 	t.Parallel()
 	c := prepareCorp(t, t, sharedPG(t))
 	c.Service()
-	eventually(t, 15*time.Second, "the service answers", func() bool { return c.Sluice("get", "gateways").Exit == 0 })
+	eventually(t, 60*time.Second, "the service answers", func() bool { return c.Sluice("get", "gateways").Exit == 0 })
 	c.applyExample()
 	begun := time.Now()
 	wantFailure(t, c.query("select 1", "--timeout", "3s"), 1, "wake", "host")
@@ -43,7 +43,7 @@ func TestServiceAndHostApart(t *testing.T) {
 	member := c.onlyMember().ID
 
 	c.Stop("host", syscall.SIGTERM)
-	eventually(t, 15*time.Second, "the service sees that the host is gone", func() bool { return strings.Contains(c.Must("get", "hosts"), "no") })
+	eventually(t, 60*time.Second, "the service sees that the host is gone", func() bool { return strings.Contains(c.Must("get", "hosts"), "no") })
 	c.Host()
 	c.Ready()
 	if got := c.value("select 2"); got != "2" {
@@ -156,7 +156,7 @@ func TestAHostThatIsRefused(t *testing.T) {
 	t.Parallel()
 	c := prepareCorp(t, t, sharedPG(t))
 	c.Service()
-	eventually(t, 15*time.Second, "the service answers", func() bool { return c.Sluice("get", "gateways").Exit == 0 })
+	eventually(t, 60*time.Second, "the service answers", func() bool { return c.Sluice("get", "gateways").Exit == 0 })
 	write := func(name string, text []byte) string {
 		path := filepath.Join(c.Dir, name)
 		if err := os.WriteFile(path, text, 0o600); err != nil {
@@ -183,7 +183,7 @@ func TestAHostThatIsRefused(t *testing.T) {
 	// A host that trusts another authority must not give its token away: it keeps
 	// trying, and says why.
 	other := c.Start("stranger", append(base, "--ca", write("other.pem", someCA(t)), "--token-file", c.Data+"/host.token")...)
-	eventually(t, 10*time.Second, "the host says that it does not trust the service", func() bool {
+	eventually(t, 60*time.Second, "the host says that it does not trust the service", func() bool {
 		return strings.Contains(other.Log.String(), "certificate")
 	})
 	if out := c.Must("get", "hosts"); strings.Contains(out, "h1") {

@@ -34,9 +34,13 @@ func TestChaosAnswersAreRightOrErrors(t *testing.T) {
 	t.Parallel()
 	l := newChaos(t)
 	watch := watchAddresses(t, l.corp)
-	ctx, cancel := context.WithTimeout(context.Background(), chaosTime(time.Minute))
-	defer cancel()
 	tally := &tally{failed: map[string]int{}}
+	enough := func() bool {
+		right, failed := tally.counts()
+		return watch.samples.Load() >= 50 && right >= chaosClients && failed > 0
+	}
+	ctx, cancel := chaosContext(time.Minute, enough)
+	defer cancel()
 	var wg sync.WaitGroup
 	for i := range chaosClients {
 		wg.Go(func() { l.askAndCheck(ctx, rand.New(rand.NewPCG(uint64(i), 7)), tally) })
@@ -51,8 +55,8 @@ func TestChaosAnswersAreRightOrErrors(t *testing.T) {
 	worksAgain(t, l.api, 90*time.Second)
 	t.Logf("strikes %v; %d right answers, errors by class and step: %v", m.strikes, tally.right, tally.failed)
 	checkSettled(t, l.lab)
-	if samples, _ := watch(); samples < 50 || tally.right < chaosClients || len(tally.failed) == 0 {
-		t.Errorf("%d samples, %d right answers, errors %v: too little for this test to mean anything", samples, tally.right, tally.failed)
+	if watch.end(); !enough() {
+		t.Errorf("%d samples, %d right answers, errors %v: too little for this test to mean anything", watch.samples.Load(), tally.right, tally.failed)
 	}
 	l.checkPauseLeavesNothing(t)
 	l.checkDeleteLeavesNothing(t)
@@ -127,6 +131,13 @@ type tally struct {
 	mu     sync.Mutex
 	right  int
 	failed map[string]int
+}
+
+// counts tells how many answers were right, and how many sorts of errors there were.
+func (t *tally) counts() (right, failed int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.right, len(t.failed)
 }
 
 // askAndCheck runs queries whose results it knows until ctx ends.

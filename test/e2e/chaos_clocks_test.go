@@ -105,9 +105,13 @@ func TestChaosClocksMove(t *testing.T) {
 	t.Parallel()
 	c := newClocks(t)
 	watch := watchAddresses(t, c.corp)
-	ctx, cancel := context.WithTimeout(context.Background(), chaosTime(time.Minute))
-	defer cancel()
 	sum := &tally{failed: map[string]int{}}
+	enough := func() bool {
+		right, _ := sum.counts()
+		return watch.samples.Load() >= 50 && right >= chaosClients
+	}
+	ctx, cancel := chaosContext(time.Minute, func() bool { return enough() && c.logged("hourly", "gateway Waking") > 0 })
+	defer cancel()
 	var wg sync.WaitGroup
 	for i := range chaosClients {
 		wg.Go(func() { c.askAndCheck(ctx, rand.New(rand.NewPCG(uint64(i), 7)), sum) })
@@ -132,8 +136,8 @@ func TestChaosClocksMove(t *testing.T) {
 	c.checkCron(t)
 	c.checkAutoPause(t)
 	checkSettled(t, c.lab)
-	if samples, _ := watch(); samples < 50 || sum.right < chaosClients {
-		t.Errorf("%d samples, %d right answers, errors %v: too little for this test to mean anything", samples, sum.right, sum.failed)
+	if watch.end(); !enough() {
+		t.Errorf("%d samples, %d right answers, errors %v: too little for this test to mean anything", watch.samples.Load(), sum.right, sum.failed)
 	}
 	for _, object := range [][2]string{{"datasource", "busy"}, {"gateway", "busy"}, {"gateway", "hourly"}} {
 		c.Must("delete", object[0], object[1])
@@ -159,13 +163,13 @@ func (c *clocks) move(m *monkey) {
 
 // logged counts what the service has said of a gateway over all its restarts.
 func (c *clocks) logged(gateway, message string) int {
-	return strings.Count(c.written["service"].String(), fmt.Sprintf("msg=%q gateway=%s", message, gateway))
+	return strings.Count(c.Proc("service").Log.String(), fmt.Sprintf("msg=%q gateway=%s", message, gateway))
 }
 
 // checkPace looks at how often gateways woke and paused while the clocks jumped.
 func (c *clocks) checkPace(t *testing.T, moves int) {
 	t.Helper()
-	woken, paused := c.logged("hourly", "gateway Waking"), strings.Count(c.written["service"].String(), `reason="no query for 30m`)
+	woken, paused := c.logged("hourly", "gateway Waking"), strings.Count(c.Proc("service").Log.String(), `reason="no query for 30m`)
 	t.Logf("in %d jumps the hourly gateway began to wake %d times; the busy one paused for want of queries %d times", moves, woken, paused)
 	if woken == 0 || woken > 2*moves { // by the schedule once for each jump at most, and again where a member was killed
 		t.Errorf("the hourly gateway began to wake %d times in %d jumps", woken, moves)

@@ -113,7 +113,7 @@ func (c *corp) intrude(t *testing.T) intruderReport {
 	}()
 	defer func() { cancel(); <-woken }()
 	var r intruderReport
-	eventually(t, 20*time.Second, "the intruder reports", func() bool {
+	eventually(t, 60*time.Second, "the intruder reports", func() bool {
 		for _, f := range c.memberLogs() {
 			text, _ := os.ReadFile(f)
 			for line := range bytes.Lines(text) {
@@ -297,7 +297,7 @@ func TestOutOfMemoryIsSaid(t *testing.T) {
 	if !strings.Contains(up.Log.String(), "out of memory: the limit is 64 MiB") {
 		t.Error("the log does not say it")
 	}
-	eventually(t, 20*time.Second, "nothing is left of the members", func() bool {
+	eventually(t, 60*time.Second, "nothing is left of the members", func() bool {
 		return len(c.containers()) == 0 && len(c.spaces("m")) == 0
 	})
 }

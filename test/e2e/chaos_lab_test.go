@@ -63,7 +63,7 @@ func labOn(c *corp) *lab {
 func (l *lab) startService() {
 	l.t.Helper()
 	l.started("service", l.Service(l.serviceFlags...))
-	eventually(l.t, 30*time.Second, "the service made its CA and the hosts' token", func() bool {
+	eventually(l.t, 60*time.Second, "the service made its CA and the hosts' token", func() bool {
 		_, noCA := os.Stat(l.Data + "/ca.pem")
 		_, noToken := os.Stat(l.Data + "/host.token")
 		return noCA == nil && noToken == nil
@@ -308,6 +308,20 @@ func chaosTime(whole time.Duration) time.Duration {
 		return whole / 6
 	}
 	return whole
+}
+
+// chaosContext ends after a time, and later if not enough has happened by then for the test to
+// mean anything: on a busy machine, that takes longer. After six times the time it ends anyway.
+func chaosContext(whole time.Duration, enough func() bool) (context.Context, context.CancelFunc) {
+	whole = chaosTime(whole)
+	ctx, cancel := context.WithTimeout(context.Background(), 6*whole)
+	timer := time.AfterFunc(whole, func() {
+		for !enough() && ctx.Err() == nil {
+			time.Sleep(100 * time.Millisecond)
+		}
+		cancel()
+	})
+	return ctx, func() { timer.Stop(); cancel() }
 }
 
 // monkey kills service, host and members at random, and starts what it killed.

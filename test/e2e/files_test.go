@@ -111,7 +111,7 @@ func TestWhatIsInUseStays(t *testing.T) {
 	for _, object := range [][2]string{{"networksecuritygroup", "data"}, {"networksecuritygroup", "gateways"}} {
 		c.Must("delete", object[0], object[1])
 	}
-	eventually(t, 15*time.Second, "the host removed the network", func() bool { return len(kernelObjects(c)) == 0 })
+	eventually(t, 60*time.Second, "the host removed the network", func() bool { return len(kernelObjects(c)) == 0 })
 }
 
 // kernelObjects are the installation's namespaces and links, but for the namespaces in

@@ -258,7 +258,7 @@ func TestNothingAnswersWithoutTheToken(t *testing.T) {
 		}
 	}
 	env := []string{"SLUICE_URL=http://" + c.HTTP, "SLUICE_TOKEN=sluice_wrong", "SLUICE_SOCKET="}
-	eventually(t, 30*time.Second, "a wrong token is refused as that again", func() bool {
+	eventually(t, 60*time.Second, "a wrong token is refused as that again", func() bool {
 		r := c.SluiceEnv(env, "get", "gateways")
 		return r.Exit == 4 && strings.Contains(r.Err, "no valid token") // until then: too many of them
 	})

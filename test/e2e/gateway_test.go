@@ -118,14 +118,14 @@ func TestPauseLetsQueriesFinish(t *testing.T) {
 		r := c.query("select 'finished' as v from pg_sleep(3) -- outlives the pause")
 		done <- answer{r.Out, r.Err}
 	}()
-	eventually(t, 10*time.Second, "the query runs", func() bool { return c.activity("outlives the pause") == 1 })
+	eventually(t, 60*time.Second, "the query runs", func() bool { return c.activity("outlives the pause") == 1 })
 	c.Must("gateway", "pause", gateway)
 	select {
 	case a := <-done:
 		if a.out != "v\r\nfinished\r\n" {
 			t.Errorf("the query was not left to finish: %q\n%s", a.out, a.err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Error("the gateway is paused and its query goes on")
 	}
 }
@@ -205,7 +205,7 @@ func TestStatusAndCleanup(t *testing.T) {
 	if got := c.value("select 2"); got != "2" {
 		t.Errorf("a query after cleanup and restart: %q", got)
 	}
-	eventually(t, 30*time.Second, "the member that was removed is replaced by one other", func() bool {
+	eventually(t, 60*time.Second, "the member that was removed is replaced by one other", func() bool {
 		list := items[memberItem](c, "members")
 		return len(list) == 1 && list[0].ID != member && list[0].State == "ready"
 	})

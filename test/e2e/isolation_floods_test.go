@@ -34,7 +34,7 @@ func (f *field) arpTricks(t *testing.T) {
 		// The control: an entry that is not the host's permanent one is moved by the same frame.
 		runIn(t, where.space, "ip", "neigh", "replace", where.taught, "lladdr", "02:00:00:00:00:77", "dev", device, "nud", "stale")
 		forged := net.HardwareAddr{2, 0, 0, 0, 0, 0x66}
-		eventually(t, 20*time.Second, "a forged ARP reply on "+link+" changes an entry that it may change", func() bool {
+		eventually(t, 60*time.Second, "a forged ARP reply on "+link+" changes an entry that it may change", func() bool {
 			for _, a := range append(others, where.taught) {
 				for _, op := range []byte{1, 2} {
 					if err := w.Send(nettest.Frame{Kind: unix.ETH_P_ARP, From: forged, Text: nettest.ARP(op, forged, a, w.Next, where.own)}); err != nil {
@@ -141,7 +141,7 @@ func (f *field) endpointHalfOpen(t *testing.T) {
 			t.Errorf("the neighbour, meanwhile: %v", err)
 		}
 	})
-	eventually(t, 20*time.Second, "the attacker itself is served again", func() bool { return echoes(f.memberSpace(f.twin), endpoint) == nil })
+	eventually(t, 60*time.Second, "the attacker itself is served again", func() bool { return echoes(f.memberSpace(f.twin), endpoint) == nil })
 }
 
 // udpBetweenMembers begins UDP flows where no rules are and nobody answers.
@@ -155,7 +155,7 @@ func (f *field) udpBetweenMembers(t *testing.T) {
 			t.Errorf("the neighbour's new connection, meanwhile: %v", err)
 		}
 	})
-	eventually(t, 20*time.Second, "the attacker's new connections pass again", func() bool { return echoes(f.memberSpace(f.twin), target) == nil })
+	eventually(t, 60*time.Second, "the attacker's new connections pass again", func() bool { return echoes(f.memberSpace(f.twin), target) == nil })
 }
 
 // udpThroughNAT begins UDP flows to the outside, which the NAT gateway and the host have
@@ -169,11 +169,11 @@ func (f *field) udpThroughNAT(t *testing.T) {
 		}
 		out := sniff(t, "the NAT gateway", nats[0], false, "")
 		sendUDP(t, f.memberSpace(f.neighbour), fmt.Sprintf("%s:%d", f.host(), markerBase), "the neighbour's")
-		eventually(t, 20*time.Second, "the neighbour's datagram leaves", func() bool { return out.count(fmt.Sprint(markerBase)) > 0 })
+		eventually(t, 60*time.Second, "the neighbour's datagram leaves", func() bool { return out.count(fmt.Sprint(markerBase)) > 0 })
 		f.neighbourWorks(t, "with a flood of UDP flows")
 	})
 	db := fmt.Sprintf("10.20.1.4:%d", f.PG.Port)
-	eventually(t, 20*time.Second, "the attacker's new connections pass again", func() bool {
+	eventually(t, 60*time.Second, "the attacker's new connections pass again", func() bool {
 		return dialFrom(f.memberSpace(f.attacker), db, 0, 5*time.Second) == nil
 	})
 }
@@ -188,11 +188,11 @@ func (f *field) questionsToTheResolver(t *testing.T) {
 	r := f.lawful()
 	r.Dst, r.Port, r.Text = "10.20.0.2", 53, string(text)
 	f.floodBounded(t, flooding{attacker: f.attacker, frame: r, chain: "input"}, func() {
-		eventually(t, 20*time.Second, "the neighbour's question is answered", func() bool {
+		eventually(t, 60*time.Second, "the neighbour's question is answered", func() bool {
 			return asks(f.memberSpace(f.neighbour), "orders.corp.internal.") == nil
 		})
 	})
-	eventually(t, 20*time.Second, "the attacker's own question is answered", func() bool {
+	eventually(t, 60*time.Second, "the attacker's own question is answered", func() bool {
 		return asks(f.memberSpace(f.attacker), "orders.corp.internal.") == nil
 	})
 }

@@ -97,7 +97,7 @@ func (f *field) framesOnEth(t *testing.T) {
 		controls = append(controls, mark)
 	}
 	for i, g := range forgeries {
-		eventually(t, 20*time.Second, "the control of "+g.what+" leaves", func() bool { return nat.count(controls[i]) > 0 })
+		eventually(t, 60*time.Second, "the control of "+g.what+" leaves", func() bool { return nat.count(controls[i]) > 0 })
 	}
 	for i, g := range forgeries {
 		for _, s := range lookouts {
@@ -253,7 +253,7 @@ func (f *field) framesOnTun(t *testing.T) {
 		marks, ports, controls = append(marks, mark), append(ports, port), append(controls, control)
 	}
 	for i, g := range forgeries {
-		eventually(t, 20*time.Second, "the relay answers the control of "+g.what, func() bool { return home.count(fmt.Sprint(controls[i])) > 0 })
+		eventually(t, 60*time.Second, "the relay answers the control of "+g.what, func() bool { return home.count(fmt.Sprint(controls[i])) > 0 })
 	}
 	for i, g := range forgeries {
 		for _, s := range append(lookouts, home) {

@@ -14,7 +14,7 @@ func TestLeasesOfAHostThatIsAway(t *testing.T) {
 	t.Parallel()
 	c := prepareCorp(t, t, sharedPG(t))
 	c.Service("--lease-time", "15s", "--quarantine", "1s")
-	eventually(t, 15*time.Second, "the service answers", func() bool { return c.Sluice("get", "gateways").Exit == 0 })
+	eventually(t, 60*time.Second, "the service answers", func() bool { return c.Sluice("get", "gateways").Exit == 0 })
 	c.applyExample()
 	c.Host()
 	c.Ready()

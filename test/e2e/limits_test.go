@@ -110,7 +110,7 @@ func TestPlacementGoesByWhatHostsHaveLeft(t *testing.T) {
 	t.Parallel()
 	c := prepareCorp(t, t, sharedPG(t))
 	c.Service()
-	eventually(t, 30*time.Second, "the service answers", func() bool { return c.Sluice("get", "gateways").Exit == 0 })
+	eventually(t, 60*time.Second, "the service answers", func() bool { return c.Sluice("get", "gateways").Exit == 0 })
 	c.rewrite("gateway.yaml", "autoPause: 30m", "autoPause: never")
 	c.applyExample()
 	h1 := c.smallHost(t, "h1", 2000, 150) // below 128 + 32
@@ -242,8 +242,8 @@ func TestTheCPULimitHolds(t *testing.T) {
 	defer end()
 	eventually(t, 120*time.Second, "the kernel holds them back", func() bool { return throttled() > before+10 })
 	time.Sleep(3 * time.Second) // the longer the window, the less its ends matter
-	wall := time.Since(begun)
 	used := end()
+	wall := time.Since(begun)
 	// One period of 100 ms at each end, and what runs before the group is entered.
 	if most := time.Duration(cpus*float64(wall)) + 300*time.Millisecond; used > most {
 		t.Errorf("in %s they had %s of CPU, want at most %s", wall, used, most)

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -33,12 +32,7 @@ func debian(t *testing.T, program string) string {
 
 func startProm(t *testing.T, c *corp) *prom {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close()
+	addr := fmt.Sprintf("127.0.0.1:%d", closedPort(t))
 	rules, err := filepath.Abs("../../deploy/prometheus/alerts.yaml")
 	if err != nil {
 		t.Fatal(err)

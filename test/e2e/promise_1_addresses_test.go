@@ -27,10 +27,11 @@ func TestPromise1NoAddressTwice(t *testing.T) {
 	l := newLab(t, sharedPG(t), "--quarantine", "1ms")
 	fighters := smallSubnet(l)
 	watch := watchAddresses(t, l.corp)
-	ctx, cancel := context.WithTimeout(context.Background(), chaosTime(18*time.Second))
-	defer cancel()
 	var wg sync.WaitGroup
 	var woken atomic.Int64
+	enough := func() bool { return woken.Load() >= 3 && watch.samples.Load() >= 20 && watch.busiest.Load() >= 2 }
+	ctx, cancel := chaosContext(18*time.Second, enough)
+	defer cancel()
 	for _, name := range fighters {
 		wg.Go(func() {
 			for ctx.Err() == nil {
@@ -52,9 +53,9 @@ func TestPromise1NoAddressTwice(t *testing.T) {
 	}
 	worksAgain(t, l.api, 90*time.Second)
 	checkSettled(t, l)
-	samples, busiest := watch()
-	t.Logf("%d wakes, strikes %v, %d samples, at most %d addresses at once", woken.Load(), m.strikes, samples, busiest)
-	if woken.Load() < 3 || samples < 20 || busiest < 2 {
+	watch.end()
+	t.Logf("%d wakes, strikes %v, %d samples, at most %d addresses at once", woken.Load(), m.strikes, watch.samples.Load(), watch.busiest.Load())
+	if !enough() {
 		t.Error("too little happened for this test to mean anything")
 	}
 }
@@ -88,27 +89,38 @@ func smallSubnet(l *lab) []string {
 	return names
 }
 
-// watchAddresses samples, until the function that it returns is called, who has which
-// address: on the host, and in the service's store. Any address twice fails the test.
-// The function returns how often it looked and the most addresses that it saw at once.
-func watchAddresses(t *testing.T, c *corp) (stop func() (samples, busiest int)) {
+// addressWatch samples who has which address.
+type addressWatch struct {
+	samples atomic.Int64 // how often it looked
+	busiest atomic.Int64 // the most addresses that a host had at once
+	end     func()
+}
+
+// watchAddresses samples, until its end, who has which address: on the host, and in the
+// service's store. Any address twice fails the test.
+func watchAddresses(t *testing.T, c *corp) *addressWatch {
 	t.Helper()
 	store, err := sql.Open("sqlite", "file:"+c.Data+"/sluice.db?mode=ro&_pragma=busy_timeout(5000)")
 	if err != nil {
 		t.Fatal(err)
 	}
 	done, ended := make(chan struct{}), make(chan struct{})
-	var samples, busiest int
+	w := &addressWatch{}
 	go func() {
 		defer close(ended)
 		defer store.Close()
-		for {
-			holders := storeHolders(t, store)
-			onHost := hostHolders(c)
-			reportTwice(t, "the store", holders)
-			reportTwice(t, "the host", onHost)
-			samples++
-			busiest = max(busiest, len(onHost))
+		for read := time.Now(); ; {
+			if holders, err := storeHolders(store); err == nil {
+				onHost := hostHolders(c)
+				reportTwice(t, "the store", holders)
+				reportTwice(t, "the host", onHost)
+				w.samples.Add(1)
+				w.busiest.Store(max(w.busiest.Load(), int64(len(onHost))))
+				read = time.Now()
+			} else if time.Since(read) > time.Minute { // whoever writes may have died, or its disk be full
+				t.Errorf("read the store: %v", err)
+				return
+			}
 			select {
 			case <-done:
 				return
@@ -116,10 +128,10 @@ func watchAddresses(t *testing.T, c *corp) (stop func() (samples, busiest int)) 
 			}
 		}
 	}()
-	var once sync.Once
-	finish := func() { once.Do(func() { close(done) }); <-ended }
-	t.Cleanup(finish)
-	return func() (int, int) { finish(); return samples, busiest }
+	stop := sync.OnceFunc(func() { close(done) })
+	w.end = func() { stop(); <-ended }
+	t.Cleanup(w.end)
+	return w
 }
 
 func reportTwice(t *testing.T, where string, holders map[string][]string) {
@@ -132,29 +144,24 @@ func reportTwice(t *testing.T, where string, holders map[string][]string) {
 
 // storeHolders reads who has which address: the members that are not gone, and the
 // leases that are held by somebody else than such a member.
-func storeHolders(t *testing.T, db *sql.DB) map[string][]string {
+func storeHolders(db *sql.DB) (map[string][]string, error) {
 	rows, err := db.Query(`
 		select vnet_uid || ' ' || address, id from members where state <> 'gone'
 		union
 		select vnet_uid || ' ' || address, member from leases where state = 'held'`)
 	if err != nil {
-		t.Errorf("read the store: %v", err)
-		return nil
+		return nil, err
 	}
 	defer rows.Close()
 	out := map[string][]string{}
 	for rows.Next() {
 		var address, who string
 		if err := rows.Scan(&address, &who); err != nil {
-			t.Errorf("read the store: %v", err)
-			return nil
+			return nil, err
 		}
 		out[address] = append(out[address], who)
 	}
-	if err := rows.Err(); err != nil {
-		t.Errorf("read the store: %v", err)
-	}
-	return out
+	return out, rows.Err()
 }
 
 // hostHolders asks the kernel which namespaces of members have which address: those

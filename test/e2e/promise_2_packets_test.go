@@ -141,10 +141,10 @@ func TestPromise2HostIsOutOfReach(t *testing.T) {
 	t.Parallel()
 	b := newBattlefield(t)
 	from := b.memberSpace(b.attacker)
-	if err := dialFrom(b.memberSpace(b.twin), fmt.Sprintf("10.20.1.7:%d", b.echo), 0, 5*time.Second); err != nil {
+	if err := dialFrom(b.memberSpace(b.twin), fmt.Sprintf("10.20.1.7:%d", b.echo), 0, 30*time.Second); err != nil {
 		t.Fatalf("the other network's own member can't reach its endpoint: %v", err)
 	}
-	if err := dialFrom(from, relayAddress, 65532, 5*time.Second); err != nil {
+	if err := dialFrom(from, relayAddress, 65532, 30*time.Second); err != nil {
 		t.Fatalf("the relay does not answer its member: %v", err)
 	}
 	var targets []string
@@ -178,7 +178,7 @@ func TestPromise2HostIsOutOfReach(t *testing.T) {
 		t.Errorf("%d datagrams of a member arrived at the host", n)
 	}
 	sendUDP(t, "/proc/self/ns/net", fmt.Sprintf("127.0.0.1:%d", b.echo), "control")
-	eventually(t, 5*time.Second, "the host's server hears datagrams at all", func() bool { return atomic.LoadInt64(b.heard) == 1 })
+	eventually(t, 60*time.Second, "the host's server hears datagrams at all", func() bool { return atomic.LoadInt64(b.heard) == 1 })
 }
 
 // rogueListeners answer in the namespaces that members' packets come to, on every address
@@ -268,7 +268,7 @@ func TestPromise2DeniedPacketsStayInside(t *testing.T) {
 
 	control := fmt.Sprint(markerEnd - 1) // the rules allow the Internet, and so the way to NAT
 	_ = dialFrom(from, host+":"+control, 0, 500*time.Millisecond)
-	eventually(t, 5*time.Second, "an allowed packet is seen on the way out", func() bool {
+	eventually(t, 60*time.Second, "an allowed packet is seen on the way out", func() bool {
 		return outside[0].count(control) > 0 && outside[len(outside)-1].count(control) > 0
 	})
 

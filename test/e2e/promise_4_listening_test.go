@@ -122,7 +122,7 @@ func (c *corp) nobodyConnects(t *testing.T, m core.Member) {
 	c.Apply("kind: Gateway\nname: corp-two\nvnet: corp\nsubnet: gateways\n")
 	neighbour := c.memberOf(t, c.Client(), "corp-two")
 	listener := listenIn(t, c.memberSpace(m), m.Address.String()+":0")
-	if err := dialFrom(c.memberSpace(neighbour), listener, 0, 5*time.Second); err != nil {
+	if err := dialFrom(c.memberSpace(neighbour), listener, 0, 30*time.Second); err != nil {
 		t.Fatalf("the neighbour can't reach a listener that was opened for comparison: %v", err)
 	}
 	ports := []int{1, 22, 53, 80, 111, 443, 2049, 3306, 5432, 6060, 8080, 8443, 8480, 8481, 8482, 8483, 9090, 50051}
@@ -131,7 +131,7 @@ func (c *corp) nobodyConnects(t *testing.T, m core.Member) {
 	for _, port := range ports {
 		addr := fmt.Sprintf("%s:%d", m.Address, port)
 		wg.Go(func() {
-			if err := dialFrom(c.memberSpace(neighbour), addr, 0, 3*time.Second); !errors.Is(err, unix.ECONNREFUSED) {
+			if err := dialFrom(c.memberSpace(neighbour), addr, 0, 30*time.Second); !errors.Is(err, unix.ECONNREFUSED) {
 				t.Errorf("a neighbour's connection to %s: %v, want it refused", addr, err)
 			}
 		})

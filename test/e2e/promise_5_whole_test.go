@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -206,20 +207,29 @@ func actions() map[string]action {
 // rule puts a rule in front of what reaches the relay, and takes it away after a time.
 func (c *cutter) rule(text string, during time.Duration) (mend func()) {
 	c.t.Helper()
+	remove := c.insert(text)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		time.Sleep(during)
+		remove()
+	}()
+	return func() { <-done }
+}
+
+// insert puts a rule in front of what reaches the relay; remove takes it away.
+func (c *cutter) insert(text string) (remove func()) {
+	c.t.Helper()
 	space := c.tunnelSpace()
 	add := "add table inet chaos; add chain inet chaos in { type filter hook input priority -200; }; add rule inet chaos in " + text
 	if out, err := commandIn(space, "nft", add); err != nil {
 		c.t.Fatalf("nft %s: %v\n%s", add, err, out)
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		time.Sleep(during)
+	return func() {
 		if out, err := commandIn(space, "nft", "delete table inet chaos"); err != nil {
 			c.t.Errorf("take the rule away: %v\n%s", err, out)
 		}
-	}()
-	return func() { <-done }
+	}
 }
 
 // TestPromise5WholeOrError cuts results at random points in every format by every means:
@@ -380,12 +390,10 @@ func TestPromise5SilentTunnel(t *testing.T) {
 	c := &cutter{lab: newLab(t, sharedPG(t)), t: t, want: wholeResult(), rng: seeded(t)}
 	c.opts.patience = 60 * time.Second
 	worksAgain(t, c.api, 60*time.Second)
-	silence := func() {
-		mend := c.rule("drop", 25*time.Second)
-		t.Cleanup(mend)
-	}
+	mend := func() {}
+	defer func() { mend() }()
 	begun := time.Now()
-	got, err := c.read("arrow", silence, 0.05)
+	got, err := c.read("arrow", func() { mend = sync.OnceFunc(c.insert("drop")) }, 0.05)
 	t.Logf("after %v: %s", time.Since(begun), verdict(err))
 	if err == nil {
 		t.Errorf("no error, although nothing came through; got %s", got)
@@ -393,5 +401,6 @@ func TestPromise5SilentTunnel(t *testing.T) {
 	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
 		t.Error("the client waited for nothing until its own time-out")
 	}
+	mend()
 	worksAgain(t, c.api, 90*time.Second)
 }

@@ -38,7 +38,7 @@ func (c *corp) peakAfter(t *testing.T, api *client.Client, rows int, stall time.
 	c.Must("gateway", "pause", gateway)
 	c.Must("gateway", "wake", gateway)
 	m := onlyMember(t, api)
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	// A set-returning function in the select list is not kept by the server, as it is in "from".
 	sql := fmt.Sprintf("select g, g::float8 / 7 as f from (select generate_series(1::bigint, %d) as g) as s", rows)

@@ -177,7 +177,7 @@ func askFor(ctx context.Context, api *client.Client, name, sql string) error {
 // full, and counts for a while: what comes and goes by itself counts with its least.
 func (s *soak) settledCounts(t *testing.T) counts {
 	t.Helper()
-	eventually(t, 30*time.Second, "one member and a full pool are left", func() bool {
+	eventually(t, 60*time.Second, "one member and a full pool are left", func() bool {
 		return len(s.containers()) == 1 && len(s.spaces("m")) == 1 && len(s.spaces("b")) == 1
 	})
 	least := counts{}

@@ -50,19 +50,15 @@ func TestAStalledFlightClientIsCutAndSlowsNobody(t *testing.T) {
 	if n := c.inFlight(); n != stalled && time.Since(begun) < stall {
 		t.Errorf("%d slots are taken, want %d", n, stalled)
 	}
-	for range 20 {
-		asked := time.Now()
+	wantSwift(t, 20, func() {
 		for s := open("select 1"); ; {
 			if _, err := s.Recv(); err == io.EOF {
-				break
+				return
 			} else if err != nil {
 				t.Fatalf("beside stalled clients a short query: %v", err)
 			}
 		}
-		if d := time.Since(asked); d > 5*time.Second {
-			t.Errorf("beside stalled clients a short query took %s", d)
-		}
-	}
+	})
 	for i := range stalled {
 		eventually(t, 60*time.Second, "the statement left the server", func() bool { return c.activity(mark(i)) == 0 })
 		rec := wantRecord(t, c, mark(i), "cancelled")
@@ -77,7 +73,7 @@ func TestAStalledFlightClientIsCutAndSlowsNobody(t *testing.T) {
 			t.Errorf("once it reads again the client is told: %v", err)
 		}
 	}
-	eventually(t, 20*time.Second, "the slots are free", func() bool { return c.inFlight() == 0 })
+	eventually(t, 60*time.Second, "the slots are free", func() bool { return c.inFlight() == 0 })
 	if d := time.Since(begun); d < stall {
 		t.Errorf("they were cut after %s, before their time of %s", d, stall)
 	}

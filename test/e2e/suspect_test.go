@@ -39,15 +39,15 @@ func TestAMemberThatHangsIsSuspectFirst(t *testing.T) {
 	}
 	goOn := func() { _ = syscall.Kill(pid, syscall.SIGCONT) }
 	defer goOn()
-	eventually(t, 15*time.Second, "it is suspect", func() bool { return state(hung.ID) == core.MemberSuspect })
+	eventually(t, 60*time.Second, "it is suspect", func() bool { return state(hung.ID) == core.MemberSuspect })
 	for range 10 {
 		if id := c.ranOn(t, api); id != other.ID {
 			t.Errorf("a query ran on %s, want %s", id, other.ID)
 		}
 	}
 	goOn()
-	eventually(t, 30*time.Second, "it is ready again, the same one", func() bool { return state(hung.ID) == core.MemberReady })
-	eventually(t, 30*time.Second, "it has its share", func() bool { return c.ranOn(t, api) == hung.ID })
+	eventually(t, 60*time.Second, "it is ready again, the same one", func() bool { return state(hung.ID) == core.MemberReady })
+	eventually(t, 60*time.Second, "it has its share", func() bool { return c.ranOn(t, api) == hung.ID })
 }
 
 // ranOn runs a short query and says on which member: the first by ID, if both are as good.
@@ -60,7 +60,7 @@ func (c *corp) ranOn(t *testing.T, api *client.Client) string {
 		t.Fatalf("a short query: %v", err)
 	}
 	var q core.Query
-	eventually(t, 10*time.Second, "its record", func() bool {
+	eventually(t, 60*time.Second, "its record", func() bool {
 		q = c.recordOf(t, api, mark)
 		return q.State == core.QuerySucceeded
 	})

@@ -101,7 +101,7 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 func (r *receiver) trace(t *testing.T, id string, parts ...string) map[string]span {
 	t.Helper()
 	got := map[string]span{}
-	eventually(t, 30*time.Second, fmt.Sprintf("trace %s has query and %q", id, parts), func() bool {
+	eventually(t, 60*time.Second, fmt.Sprintf("trace %s has query and %q", id, parts), func() bool {
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		for _, s := range r.spans {

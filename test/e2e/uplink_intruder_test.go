@@ -28,7 +28,7 @@ func TestAnIntruderOnAnUplink(t *testing.T) {
 			if len(r.Uplink) < 14 {
 				t.Fatalf("it tried %d things: %v", len(r.Uplink), r.Uplink)
 			}
-			eventually(t, 20*time.Second, "what may be sent arrives", func() bool { return network.Saw("intruder<control>") > 0 })
+			eventually(t, 60*time.Second, "what may be sent arrives", func() bool { return network.Saw("intruder<control>") > 0 })
 			for what, err := range r.Uplink {
 				sent, is := strings.CutPrefix(what, "send ")
 				switch {

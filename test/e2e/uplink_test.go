@@ -207,7 +207,7 @@ func TestByDHCPWithoutTheService(t *testing.T) {
 	_, uplink := standing["a bridge"](t, f)
 	s := stack.New(t)
 	s.Service()
-	eventually(t, 15*time.Second, "the service answers", func() bool { return s.Sluice("get", "gateways").Exit == 0 })
+	eventually(t, 60*time.Second, "the service answers", func() bool { return s.Sluice("get", "gateways").Exit == 0 })
 	s.Host()
 	s.Ready()
 	s.Apply(plant(strings.Replace(uplink, "mode: range", "mode: dhcp", 1)) + f.source("plant", lanServer))
