@@ -86,10 +86,10 @@ func (s *sniffer) count(marker string) int {
 }
 
 // Frames of attacks are known by a destination port from markerBase on, or by a text in
-// their payload.
+// their payload. The kernel gives no connection such a port: answers to one would look like them.
 const (
-	markerBase = 47300
-	markerEnd  = 47400
+	markerBase = 61300
+	markerEnd  = 61400
 	markerText = "sluice-marker-"
 )
 
