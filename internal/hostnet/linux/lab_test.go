@@ -222,7 +222,7 @@ func greeting(t testing.TB, path, addr string) (string, error) {
 }
 
 func line(c net.Conn) (string, error) {
-	c.SetDeadline(time.Now().Add(3 * time.Second))
+	c.SetDeadline(time.Now().Add(10 * time.Second))
 	s, err := bufio.NewReader(c).ReadString('\n')
 	return strings.TrimSpace(s), err
 }
@@ -230,7 +230,12 @@ func line(c net.Conn) (string, error) {
 // wantGreeting fails the test unless the server answers as expected.
 func wantGreeting(t testing.TB, path, addr, want string) {
 	t.Helper()
-	if got, err := greeting(t, path, addr); err != nil || got != want {
+	var got string
+	c, err := dialIn(t, path, addr, 30*time.Second)
+	if err == nil {
+		got, err = line(c)
+	}
+	if err != nil || got != want {
 		t.Errorf("dialling %s: got %q, %v; want %q", addr, got, err, want)
 	}
 }
