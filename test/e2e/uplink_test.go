@@ -225,7 +225,7 @@ func TestByDHCPWithoutTheService(t *testing.T) {
 		return ""
 	}
 	var before string
-	eventually(t, 10*time.Second, "the server has a lease of "+address, func() bool { before = expiry(); return before != "" })
+	eventually(t, 60*time.Second, "the server has a lease of "+address, func() bool { before = expiry(); return before != "" })
 	s.Host()
 	eventually(t, 60*time.Second, "the lease is extended", func() bool { now := expiry(); return now != "" && now != before })
 	s.Service()
