@@ -85,6 +85,11 @@ func TestAddressByDHCPIsHeld(t *testing.T) {
 		t.Fatal(err)
 	}
 	first.Release()
+	r.eventually("the wake is over", func() bool { // else it ends as one whose member did not come up
+		r.fleet.mu.Lock()
+		defer r.fleet.mu.Unlock()
+		return r.fleet.wakes["g1"] == nil
+	})
 	h.mu.Lock()
 	last := h.goals[len(h.goals)-1]
 	h.exit = "killed"

@@ -135,6 +135,7 @@ func TestUplinkByDHCPIsClaimed(t *testing.T) {
 	if why := s.Leased[m.Key()].Lost; !contains(why, "uplink plant (bridge hbr0), subnet gateways: its DHCP lease of "+m.Address.String()+" was declined: "+rival.String()+" uses that address, too") {
 		t.Errorf("it is lost because %q", why)
 	}
+	l.await("the server is told of both addresses that others have", func() bool { return server.count("DECLINE false") >= 2 })
 	if k := server.count("DECLINE false"); k != 2 {
 		t.Errorf("the server was told of %d addresses that others have; want 2", k)
 	}
