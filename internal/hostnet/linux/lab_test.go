@@ -2,6 +2,7 @@ package linux
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -83,9 +84,12 @@ func (l *lab) space(kind string) string {
 
 func (l *lab) ip(ns string, args ...string) string {
 	l.t.Helper()
-	out, err := exec.Command("ip", append([]string{"-n", filepath.Base(ns)}, args...)...).CombinedOutput()
+	cmd := exec.Command("ip", append([]string{"-n", filepath.Base(ns)}, args...)...)
+	var warnings bytes.Buffer // such as that some other test's namespace is just going away
+	cmd.Stderr = &warnings
+	out, err := cmd.Output()
 	if err != nil {
-		l.t.Fatalf("ip %v: %v: %s", args, err, out)
+		l.t.Fatalf("ip %v: %v: %s%s", args, err, out, warnings.String())
 	}
 	return string(out)
 }
