@@ -56,8 +56,9 @@ func TestAddressByDHCP(t *testing.T) {
 	if err := r.fleet.Pause(within(t, 10*time.Second), corpBI, "test"); err != nil {
 		t.Fatal(err)
 	}
-	if l := r.leases(); len(l) != 1 || l[0].State != core.LeaseQuarantined {
-		t.Errorf("leases %+v; want one that rests", l)
+	// What need not rest may be cleared away already.
+	if l := r.leases(); len(l) > 1 || len(l) == 1 && l[0].State != core.LeaseQuarantined {
+		t.Errorf("leases %+v; want none that is held", l)
 	}
 	// The server gives the address again at once.
 	again, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
