@@ -126,6 +126,10 @@ func (l *chaos) cutTunnels(m *monkey) {
 	}
 }
 
+// queryBound is how long a query may take, whatever dies meanwhile, among as many others as a busy
+// machine is slow with: all time-outs on its way together are a part of that.
+const queryBound = 4 * time.Minute
+
 // tally is what became of the clients' queries.
 type tally struct {
 	mu     sync.Mutex
@@ -146,11 +150,11 @@ func (l *chaos) askAndCheck(ctx context.Context, rng *rand.Rand, sum *tally) {
 		rows := []int{1, 1, 1, 1000, 100_000}[rng.IntN(5)]
 		salt := rng.IntN(1_000_000)
 		begun := time.Now()
-		bound, stop := context.WithTimeout(context.Background(), 90*time.Second)
+		bound, stop := context.WithTimeout(context.Background(), queryBound)
 		got, err := l.series(bound, rows, salt)
 		stop()
 		took := time.Since(begun)
-		if took > 85*time.Second {
+		if took >= queryBound {
 			l.t.Errorf("%d rows took %v: %v", rows, took, err)
 		}
 		sum.mu.Lock()

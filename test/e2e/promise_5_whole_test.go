@@ -237,7 +237,7 @@ func (c *cutter) insert(text string) (remove func()) {
 func TestPromise5WholeOrError(t *testing.T) {
 	t.Parallel()
 	c := &cutter{lab: newLab(t, startPG(t)), t: t, want: wholeResult(), rng: seeded(t)}
-	c.opts.patience = 60 * time.Second
+	c.opts.patience = 2 * time.Minute
 	c.uncut()
 	type cut struct{ form, what string }
 	var cuts []cut
@@ -388,7 +388,7 @@ func TestPromise5SilentTunnel(t *testing.T) {
 		t.Skip("waits for time-outs of 15 s")
 	}
 	c := &cutter{lab: newLab(t, sharedPG(t)), t: t, want: wholeResult(), rng: seeded(t)}
-	c.opts.patience = 60 * time.Second
+	c.opts.patience = 2 * time.Minute
 	worksAgain(t, c.api, 60*time.Second)
 	mend := func() {}
 	defer func() { mend() }()

@@ -73,10 +73,10 @@ func (l *lab) keepQuerying(ctx context.Context, i int, good, bad *atomic.Int64) 
 	sql := []string{"select 1", "select g, md5(g::text) from generate_series(1, 300000) g", "select pg_sleep(0.3)"}[i]
 	sql += " -- of " + l.Instance() // the server is others', too
 	for ctx.Err() == nil {
-		bound, stop := context.WithTimeout(context.Background(), 90*time.Second)
+		bound, stop := context.WithTimeout(context.Background(), queryBound)
 		begun := time.Now()
 		err := tryQuery(bound, l.api, sql)
-		if took := time.Since(begun); took > 80*time.Second {
+		if took := time.Since(begun); took >= queryBound {
 			l.t.Errorf("%s ended after %v only: %v", sql, took, err)
 		}
 		stop()
