@@ -1,4 +1,4 @@
-// Program guest is the first process of a virtual machine of package vm: it mounts what a
+// Command guest is the first process of a virtual machine of package vm: it mounts what a
 // Debian host has mounted, runs one job, says how that ended, and powers off.
 package main
 
