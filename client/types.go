@@ -22,8 +22,8 @@ type TestStep struct {
 	SQLState string        `json:"sqlState,omitempty"`
 }
 
-// What a check asks and answers (POST /v1/check).
 type (
+	// Check is what a check asks (POST /v1/check), and the others what it answers.
 	Check       = core.Check
 	CheckResult = core.CheckResult
 	Endpoint    = core.EndpointAt

@@ -372,13 +372,14 @@ func TestDecodeJSON(t *testing.T) {
 
 // An alias that contains itself, or that stands for very much, must end in an error.
 func TestBombs(t *testing.T) {
-	bomb := "kind: PrivateDNSZone\nname: a\nstatus:\n  - &a [x,x,x,x,x,x,x,x,x,x]\n"
+	var bomb strings.Builder
+	bomb.WriteString("kind: PrivateDNSZone\nname: a\nstatus:\n  - &a [x,x,x,x,x,x,x,x,x,x]\n")
 	for i := 'b'; i < 'k'; i++ {
-		bomb += fmt.Sprintf("  - &%c [%s]\n", i, strings.TrimSuffix(strings.Repeat(fmt.Sprintf("*%c,", i-1), 10), ","))
+		fmt.Fprintf(&bomb, "  - &%c [%s]\n", i, strings.TrimSuffix(strings.Repeat(fmt.Sprintf("*%c,", i-1), 10), ","))
 	}
 	for name, in := range map[string]string{
 		"self":    "kind: PrivateDNSZone\nname: a\nvnets: &v [*v]\n",
-		"billion": bomb,
+		"billion": bomb.String(),
 		"deep":    "kind: Gateway\nname: a\nvnet: " + strings.Repeat("[", 5000) + strings.Repeat("]", 5000),
 		"large":   strings.Repeat("#", 17<<20),
 	} {

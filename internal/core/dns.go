@@ -15,7 +15,7 @@ type VNetDNS struct {
 	Timeout Duration `json:"timeout,omitempty"`
 }
 
-// DNSServerHost, among the servers of a virtual network, stands for the host's own.
+// DNSServerHost stands, among the servers of a virtual network, for the host's own.
 const DNSServerHost = "host"
 
 // The times of private zones and resolvers that a resource leaves out.

@@ -108,7 +108,8 @@ func (f *files) append(now time.Time, records []Record) error {
 	if !fresh {
 		b, err := os.ReadFile(filepath.Join(f.dir, name))
 		if whole := bytes.TrimSuffix(b, []byte(tail)); err == nil && len(whole) < len(b) {
-			old = append(whole, ",\n"...)
+			whole = append(whole, ",\n"...)
+			old = whole
 		} else { // it is gone or not ours any more
 			f.size = partBytes
 			name, fresh = f.next(now, int64(len(added)))

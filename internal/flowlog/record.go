@@ -176,7 +176,7 @@ func ParseTuple(s string) (Tuple, error) {
 	}
 	directions := map[string]core.Direction{"I": core.Inbound, "O": core.Outbound}
 	t.Direction = directions[f[6]]
-	if t.Direction == "" || len(f[7]) != 1 || !strings.Contains("BCED", f[7]) {
+	if t.Direction == "" || !slices.Contains([]string{"B", "C", "E", "D"}, f[7]) {
 		return Tuple{}, fmt.Errorf("the tuple %q has direction %q and state %q", s, f[6], f[7])
 	}
 	t.State = State(f[7][0])

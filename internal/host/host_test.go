@@ -136,7 +136,8 @@ func (r *rig) heard(conn net.Conn, msg hostapi.ToService) {
 			c.Tunnels = r.report.Tunnels
 		}
 		r.report = c.HostReport
-		r.report.Members = append(members, c.Members...)
+		members = append(members, c.Members...)
+		r.report.Members = members
 	}
 	if msg.Lost {
 		r.whole++
@@ -449,7 +450,7 @@ func TestRunLeaksNoGoroutine(t *testing.T) {
 	r.eventually("goroutines end", func() bool { return runtime.NumGoroutine() <= before+1 })
 }
 
-// slowList lists, then waits for leave before it returns what it saw
+// slowList lists, then waits for leave before it returns what it saw.
 type slowList struct {
 	sandbox.Runtime
 	listed chan struct{}
@@ -481,7 +482,7 @@ func (s *slowStart) Start(ctx context.Context, spec sandbox.Spec) error {
 }
 
 // a List that began before a container was there, or when half of it was, and whose answer
-// comes after its start
+// comes after its start.
 func TestSlowListJudgesNoNewMember(t *testing.T) {
 	t.Parallel()
 	for name, saw := range map[string][]sandbox.State{
@@ -531,7 +532,7 @@ func slowListJudgesNoNewMember(t *testing.T, saw []sandbox.State) {
 }
 
 // hidingNet leaves a port out of one status although the machine still has it, as
-// hostnet/linux does when its VNet or its port could not be set in that pass
+// hostnet/linux does when its VNet or its port could not be set in that pass.
 type hidingNet struct {
 	*netfake.Network
 	hide chan struct{}

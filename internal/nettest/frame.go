@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,10 +33,10 @@ type Frame struct {
 	Text       string
 }
 
-const (
-	MoreFragments = 0x2000
-	flagSYN       = 2
-)
+// MoreFragments is the flag of all fragments but the last one.
+const MoreFragments = 0x2000
+
+const flagSYN = 2
 
 // packet gives IP and what is in it, with good checksums.
 func (r Frame) packet() []byte {
@@ -78,7 +79,7 @@ func (r Frame) body() []byte {
 	}
 	binary.BigEndian.PutUint16(b, cmp.Or(r.SourcePort, 40000))
 	binary.BigEndian.PutUint16(b[2:], cmp.Or(r.Port, 40001))
-	if b = append(b, r.Text...); r.Protocol == unix.IPPROTO_TCP {
+	if b = slices.Concat(b, []byte(r.Text)); r.Protocol == unix.IPPROTO_TCP {
 		binary.BigEndian.PutUint16(b[16:], Checksum(append(r.pseudo(len(b)), b...)))
 	}
 	return b
@@ -113,8 +114,10 @@ func OpenTap(link string, next net.HardwareAddr) (*Tap, error) {
 	return &Tap{fd: fd, Own: i.HardwareAddr, Next: next, index: i.Index}, nil
 }
 
+// Close ends it.
 func (w *Tap) Close() { unix.Close(w.fd) }
 
+// Send puts a frame on the interface.
 func (w *Tap) Send(r Frame) error {
 	from, to, kind := r.From, r.To, r.Kind
 	if from == nil {
@@ -143,13 +146,14 @@ func (w *Tap) Write(frame []byte) error {
 	copy(to.Addr[:], frame)
 	for tries := 0; ; tries++ {
 		err := unix.Sendto(w.fd, frame, 0, &to)
-		if err != unix.ENOBUFS || tries == 5000 { //nolint:errorlint // an Errno as it comes
+		if err != unix.ENOBUFS || tries == 5000 {
 			return err
 		}
 		time.Sleep(time.Millisecond)
 	}
 }
 
+// Checksum is that of IP, TCP and UDP.
 func Checksum(b []byte) uint16 {
 	var sum uint32
 	for i := 0; i+1 < len(b); i += 2 {

@@ -59,7 +59,7 @@ func usable(subnet netip.Prefix) (first, last netip.Addr) {
 func broadcast(p netip.Prefix) netip.Addr {
 	a := p.Masked().Addr().As4()
 	for i := p.Bits(); i < 32; i++ {
-		a[i/8] |= 1 << (7 - i%8)
+		a[i/8] |= 1 << (7 - i%8) //nolint:gosec // i is less than 32
 	}
 	return netip.AddrFrom4(a)
 }

@@ -88,7 +88,7 @@ func (c *vnetCompiler) applianceWays() []applianceWay {
 // packets: the kernel then looks for their source's way back where members' packets go.
 func (c *vnetCompiler) fromAppliances() {
 	for _, w := range c.applianceWays() {
-		c.line(2, `iifname %q ip saddr %s ip daddr %s meta mark set %#x counter accept comment "from appliance %s"`, w.link, oneOf(w.prefixes), w.subnet, RouteMark, w.appliance)
+		c.linef(2, `iifname %q ip saddr %s ip daddr %s meta mark set %#x counter accept comment "from appliance %s"`, w.link, oneOf(w.prefixes), w.subnet, RouteMark, w.appliance)
 	}
 }
 
@@ -96,6 +96,6 @@ func (c *vnetCompiler) fromAppliances() {
 // whoever they are for.
 func (c *vnetCompiler) toAppliances() {
 	for _, w := range c.applianceWays() {
-		c.line(2, `oifname %q ip saddr %s ip daddr %s counter accept comment "to appliance %s"`, w.link, w.subnet, oneOf(w.prefixes), w.appliance)
+		c.linef(2, `oifname %q ip saddr %s ip daddr %s counter accept comment "to appliance %s"`, w.link, w.subnet, oneOf(w.prefixes), w.appliance)
 	}
 }

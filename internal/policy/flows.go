@@ -8,15 +8,15 @@ const MaxMemberFlows = 4096
 
 // flowsSet declares the set in which the kernel counts, and which it fills itself.
 func (c *vnetCompiler) flowsSet() {
-	c.line(1, "# how many flows each member has open")
-	c.line(1, "set flows {")
-	c.line(2, "type ipv4_addr")
-	c.line(2, "size 65535")
-	c.line(2, "flags dynamic")
-	c.line(1, "}\n")
+	c.linef(1, "# how many flows each member has open")
+	c.linef(1, "set flows {")
+	c.linef(2, "type ipv4_addr")
+	c.linef(2, "size 65535")
+	c.linef(2, "flags dynamic")
+	c.linef(1, "}\n")
 }
 
 // boundFlows comes after what knows flows, so it sees new ones alone.
 func (c *vnetCompiler) boundFlows() {
-	c.line(2, `add @flows { ip saddr ct count over %d } counter drop comment "more flows than a member may have open"`, MaxMemberFlows)
+	c.linef(2, `add @flows { ip saddr ct count over %d } counter drop comment "more flows than a member may have open"`, MaxMemberFlows)
 }

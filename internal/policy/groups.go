@@ -78,25 +78,25 @@ func (c *vnetCompiler) nics() {
 
 // dns writes the chain for questions to the resolver: only rules that name it are asked.
 func (c *vnetCompiler) dns() {
-	c.line(1, "# Questions to the resolver: exempt, unless a rule names PlatformDNS.")
-	c.line(1, "chain platform_dns {")
+	c.linef(1, "# Questions to the resolver: exempt, unless a rule names PlatformDNS.")
+	c.linef(1, "chain platform_dns {")
 	c.mark()
-	c.line(2, "ip saddr vmap @nic_dns")
+	c.linef(2, "ip saddr vmap @nic_dns")
 	c.subnets("saddr", suffixDNS)
-	c.line(2, `counter accept comment "question to the resolver"`)
-	c.line(1, "}\n")
+	c.linef(2, `counter accept comment "question to the resolver"`)
+	c.linef(1, "}\n")
 }
 
 // dispatch writes the chain that both hooks pass: a group's chain returns to it to allow.
 func (c *vnetCompiler) dispatch() {
-	c.line(1, "# The source's own rules and its subnet's, then the destination's subnet's and its own; to return is to allow.")
-	c.line(1, "chain security_groups {")
+	c.linef(1, "# The source's own rules and its subnet's, then the destination's subnet's and its own; to return is to allow.")
+	c.linef(1, "chain security_groups {")
 	c.mark()
-	c.line(2, "ip saddr vmap @nic_outbound")
+	c.linef(2, "ip saddr vmap @nic_outbound")
 	c.subnets("saddr", suffixOutbound)
 	c.subnets("daddr", suffixInbound)
-	c.line(2, "ip daddr vmap @nic_inbound")
-	c.line(1, "}\n")
+	c.linef(2, "ip daddr vmap @nic_inbound")
+	c.linef(1, "}\n")
 }
 
 // subnets sends each subnet's packets to the chain of its group, where the group has one.
@@ -112,7 +112,7 @@ func (c *vnetCompiler) subnets(field, suffix string) {
 		}
 	}
 	if len(elements) > 0 {
-		c.line(2, "ip %s vmap { %s }", field, strings.Join(elements, ", "))
+		c.linef(2, "ip %s vmap { %s }", field, strings.Join(elements, ", "))
 	}
 }
 
@@ -136,9 +136,9 @@ func (c *vnetCompiler) linear(chain string, rules []nftRule) {
 }
 
 func (c *vnetCompiler) chain(name string, lines []string) {
-	c.line(1, "chain %s {", name)
+	c.linef(1, "chain %s {", name)
 	for _, l := range lines {
-		c.line(2, "%s", l)
+		c.linef(2, "%s", l)
 	}
-	c.line(1, "}\n")
+	c.linef(1, "}\n")
 }

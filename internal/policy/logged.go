@@ -76,6 +76,6 @@ func (r nftRule) logged(logs bool, n core.NetworkSecurityGroup, of core.Security
 // mark has what passes the rules from here carry the number of the rules that it met.
 func (c *vnetCompiler) mark() {
 	if c.in.FlowMark != 0 {
-		c.line(2, "ct mark set 0x%08x", c.in.FlowMark)
+		c.linef(2, "ct mark set 0x%08x", c.in.FlowMark)
 	}
 }

@@ -1,10 +1,11 @@
 package policy
 
 import (
-	"bytes"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -66,10 +67,8 @@ func (n *natLab) apply(public ...string) {
 // seen waits for a packet of a protocol to arrive in a namespace.
 func (n *natLab) seen(ns string, wait time.Duration, match func([]byte) bool) bool {
 	for end := time.Now().Add(wait); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
-		for _, b := range n.captures[ns].packets() {
-			if match(b) {
-				return true
-			}
+		if slices.ContainsFunc(n.captures[ns].packets(), match) {
+			return true
 		}
 	}
 	return false
@@ -176,7 +175,7 @@ func TestKernelNATResetsFlowsThatAreOver(t *testing.T) {
 }
 
 func isReset(err error) bool {
-	return err != nil && bytes.Contains([]byte(err.Error()), []byte(unix.ECONNRESET.Error()))
+	return err != nil && strings.Contains(err.Error(), unix.ECONNRESET.Error())
 }
 
 // TestKernelNATSpreadsFlowsOverItsAddresses: one source uses every address, and its flows

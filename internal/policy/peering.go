@@ -113,7 +113,7 @@ func spaceText(list []netip.Prefix) string {
 // this network's: peering is not transitive.
 func (c *vnetCompiler) fromPeers() {
 	for _, p := range c.peers() {
-		c.line(2, `iifname %q ip saddr %s ip daddr %s counter accept comment "%s"`, c.in.PeerInterfaces[p.UID],
+		c.linef(2, `iifname %q ip saddr %s ip daddr %s counter accept comment "%s"`, c.in.PeerInterfaces[p.UID],
 			spaceText(p.AddressSpace), spaceText(c.in.VNet.AddressSpace), shorten("from peer "+plain(p.Name), maxComment))
 	}
 }
@@ -121,7 +121,7 @@ func (c *vnetCompiler) fromPeers() {
 // toPeers lets the network's own addresses reach each peer's.
 func (c *vnetCompiler) toPeers() {
 	for _, p := range c.peers() {
-		c.line(2, `oifname %q ip saddr %s ip daddr %s counter accept comment "%s"`, c.in.PeerInterfaces[p.UID],
+		c.linef(2, `oifname %q ip saddr %s ip daddr %s counter accept comment "%s"`, c.in.PeerInterfaces[p.UID],
 			spaceText(c.in.VNet.AddressSpace), spaceText(p.AddressSpace), shorten("to peer "+plain(p.Name), maxComment))
 	}
 }
@@ -142,7 +142,7 @@ func (c *vnetCompiler) beginners() string {
 // resolversAreOurs keeps the resolver from answering other networks.
 func (c *vnetCompiler) resolversAreOurs() {
 	for _, p := range c.peers() {
-		c.line(2, `iifname %q ip daddr @resolvers counter drop comment "%s"`, c.in.PeerInterfaces[p.UID],
+		c.linef(2, `iifname %q ip daddr @resolvers counter drop comment "%s"`, c.in.PeerInterfaces[p.UID],
 			shorten("the resolver does not answer peer "+plain(p.Name), maxComment))
 	}
 }

@@ -37,7 +37,7 @@ func (c *vnetCompiler) resolverOut() {
 		return
 	}
 	for _, protocol := range []string{"udp", "tcp"} {
-		c.line(2, "ip saddr @resolvers ip daddr . %s dport { %s } goto %s", protocol, strings.Join(servers, ", "), questionsChain)
+		c.linef(2, "ip saddr @resolvers ip daddr . %s dport { %s } goto %s", protocol, strings.Join(servers, ", "), questionsChain)
 	}
 }
 
@@ -47,19 +47,19 @@ func (c *vnetCompiler) questions() {
 	if len(c.dnsServers()) == 0 {
 		return
 	}
-	c.line(1, "# The resolver's own questions: exempt, unless a rule names PlatformDNS as its source.")
-	c.line(1, "chain %s {", questionsChain)
+	c.linef(1, "# The resolver's own questions: exempt, unless a rule names PlatformDNS as its source.")
+	c.linef(1, "chain %s {", questionsChain)
 	list := slices.Clone(c.in.VNet.Subnets)
 	slices.SortFunc(list, func(a, b core.Subnet) int { return a.Prefix.Masked().Addr().Compare(b.Prefix.Masked().Addr()) })
 	for _, s := range list {
 		for _, g := range c.nsgs {
 			if g.name == s.NSG && len(g.questions) > 0 {
-				c.line(2, "ip saddr %s jump %s_%s", s.Prefix.Masked(), g.chain, suffixQuestions)
+				c.linef(2, "ip saddr %s jump %s_%s", s.Prefix.Masked(), g.chain, suffixQuestions)
 			}
 		}
 	}
-	c.line(2, `counter accept comment "question of the resolver"`)
-	c.line(1, "}\n")
+	c.linef(2, `counter accept comment "question of the resolver"`)
+	c.linef(1, "}\n")
 	for _, g := range c.nsgs {
 		if len(g.questions) > 0 {
 			c.linear(g.chain+"_"+suffixQuestions, g.questions)

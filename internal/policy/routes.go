@@ -167,7 +167,7 @@ const RouteMark = 0x5c
 func (c *vnetCompiler) markRouted() {
 	for _, s := range c.in.VNet.Subnets {
 		if len(CompileRoutes(c.in.VNet, s, nil)) > 0 {
-			c.line(2, "iifname @members meta mark set %#x", RouteMark)
+			c.linef(2, "iifname @members meta mark set %#x", RouteMark)
 			return
 		}
 	}

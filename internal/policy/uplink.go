@@ -62,7 +62,7 @@ func (c *vnetCompiler) beyond(u core.GoalUplink) []string {
 // fromUplinks lets in what an uplink may carry: replies from where it leads to.
 func (c *vnetCompiler) fromUplinks() {
 	for _, u := range c.uplinks() {
-		c.line(2, `iifname %q ip saddr %s counter accept comment "%s"`,
+		c.linef(2, `iifname %q ip saddr %s counter accept comment "%s"`,
 			c.in.UplinkInterfaces[u.Name], oneOf(c.beyond(u)), shorten("in by uplink "+plain(u.Name), maxComment))
 	}
 }
@@ -70,7 +70,7 @@ func (c *vnetCompiler) fromUplinks() {
 // toUplinks lets members reach what an uplink leads to.
 func (c *vnetCompiler) toUplinks() {
 	for _, u := range c.uplinks() {
-		c.line(2, `oifname %q ip daddr %s counter accept comment "%s"`,
+		c.linef(2, `oifname %q ip daddr %s counter accept comment "%s"`,
 			c.in.UplinkInterfaces[u.Name], oneOf(c.beyond(u)), shorten("out by uplink "+plain(u.Name), maxComment))
 	}
 }

@@ -129,18 +129,18 @@ func identifier(s string) string {
 	}, s)
 }
 
-// line writes one indented line of the table's inside.
-func (c *vnetCompiler) line(indent int, format string, args ...any) {
+// linef writes one indented line of the table's inside.
+func (c *vnetCompiler) linef(indent int, format string, args ...any) {
 	c.out.WriteString(strings.Repeat("\t", indent))
 	fmt.Fprintf(&c.out, format, args...)
 	c.out.WriteByte('\n')
 }
 
 func (c *vnetCompiler) header() {
-	c.line(0, "# Virtual network %s. The first two lines make the third a replacement in one step.", plain(c.in.VNet.Name))
-	c.line(0, "table inet sluice {}")
-	c.line(0, "delete table inet sluice")
-	c.line(0, "table inet sluice {")
+	c.linef(0, "# Virtual network %s. The first two lines make the third a replacement in one step.", plain(c.in.VNet.Name))
+	c.linef(0, "table inet sluice {}")
+	c.linef(0, "delete table inet sluice")
+	c.linef(0, "table inet sluice {")
 }
 
 func (c *vnetCompiler) sets() {
@@ -180,35 +180,35 @@ func (c *vnetCompiler) set(about, name, kind, flags string, elements []string) {
 }
 
 func (c *vnetCompiler) collection(what, about, name, kind, flags string, elements []string) {
-	c.line(1, "# %s", about)
-	c.line(1, "%s %s {", what, name)
-	c.line(2, "type %s", kind)
+	c.linef(1, "# %s", about)
+	c.linef(1, "%s %s {", what, name)
+	c.linef(2, "type %s", kind)
 	if flags != "" {
-		c.line(2, "flags %s", flags)
+		c.linef(2, "flags %s", flags)
 	}
 	if len(elements) > 0 {
-		c.line(2, "elements = {\n\t\t\t%s\n\t\t}", strings.Join(elements, ",\n\t\t\t"))
+		c.linef(2, "elements = {\n\t\t\t%s\n\t\t}", strings.Join(elements, ",\n\t\t\t"))
 	}
-	c.line(1, "}\n")
+	c.linef(1, "}\n")
 }
 
 // antiSpoof runs before connection tracking, so a forged packet leaves no trace.
 func (c *vnetCompiler) antiSpoof() {
-	c.line(1, "chain prerouting {")
-	c.line(2, "type filter hook prerouting priority raw; policy drop;")
-	c.line(2, `meta nfproto ipv6 counter drop comment "IPv6 is not carried"`)
-	c.line(2, `icmp type redirect counter drop comment "redirects"`)
+	c.linef(1, "chain prerouting {")
+	c.linef(2, "type filter hook prerouting priority raw; policy drop;")
+	c.linef(2, `meta nfproto ipv6 counter drop comment "IPv6 is not carried"`)
+	c.linef(2, `icmp type redirect counter drop comment "redirects"`)
 	c.markRouted()
-	c.line(2, `iifname . ether saddr . ip saddr @bindings counter accept comment "a member, from its own MAC and address"`)
+	c.linef(2, `iifname . ether saddr . ip saddr @bindings counter accept comment "a member, from its own MAC and address"`)
 	for _, name := range c.natNames() {
-		c.line(2, `iifname %q ip saddr != @virtual_network counter accept comment "%s"`,
+		c.linef(2, `iifname %q ip saddr != @virtual_network counter accept comment "%s"`,
 			c.in.NATInterfaces[name], shorten("back from NAT gateway "+plain(name), maxComment))
 	}
 	c.fromUplinks()
 	c.fromAppliances()
 	c.fromPeers()
-	c.line(2, `counter drop comment "spoofed, or from an interface that has no place here"`)
-	c.line(1, "}\n")
+	c.linef(2, `counter drop comment "spoofed, or from an interface that has no place here"`)
+	c.linef(1, "}\n")
 }
 
 // natNames lists, sorted, the NAT gateways of the network that have an interface.
@@ -225,30 +225,30 @@ func (c *vnetCompiler) natNames() []string {
 
 // state begins a chain: what is known goes on, what is new must come from a member.
 func (c *vnetCompiler) state() {
-	c.line(2, `ct state established,related counter accept comment "known flows"`)
-	c.line(2, `ct state invalid counter drop comment "invalid"`)
-	c.line(2, `%s counter drop comment "unsolicited: only members begin flows"`, c.beginners())
+	c.linef(2, `ct state established,related counter accept comment "known flows"`)
+	c.linef(2, `ct state invalid counter drop comment "invalid"`)
+	c.linef(2, `%s counter drop comment "unsolicited: only members begin flows"`, c.beginners())
 }
 
 func (c *vnetCompiler) forward() {
-	c.line(1, "# From members to members and to NAT gateways.")
-	c.line(1, "chain forward {")
-	c.line(2, "type filter hook forward priority filter; policy drop;")
+	c.linef(1, "# From members to members and to NAT gateways.")
+	c.linef(1, "chain forward {")
+	c.linef(2, "type filter hook forward priority filter; policy drop;")
 	c.state()
-	c.line(2, "jump security_groups")
+	c.linef(2, "jump security_groups")
 	c.boundFlows()
-	c.line(2, `oifname . ip daddr @holders counter accept comment "to the member that holds the address"`)
+	c.linef(2, `oifname . ip daddr @holders counter accept comment "to the member that holds the address"`)
 	c.toPeers()
 	c.toAppliances()
 	c.toUplinks()
 	for _, name := range c.natNames() {
 		if from := c.natSubnets(name); len(from) > 0 {
-			c.line(2, `oifname %q ip saddr %s ip daddr @internet meta l4proto { tcp, udp, icmp } counter accept comment "%s"`,
+			c.linef(2, `oifname %q ip saddr %s ip daddr @internet meta l4proto { tcp, udp, icmp } counter accept comment "%s"`,
 				c.in.NATInterfaces[name], oneOf(from), shorten("out through NAT gateway "+plain(name), maxComment))
 		}
 	}
-	c.line(2, `counter drop comment "no route"`)
-	c.line(1, "}\n")
+	c.linef(2, `counter drop comment "no route"`)
+	c.linef(1, "}\n")
 }
 
 func (c *vnetCompiler) natSubnets(gateway string) []string {
@@ -262,25 +262,25 @@ func (c *vnetCompiler) natSubnets(gateway string) []string {
 }
 
 func (c *vnetCompiler) input() {
-	c.line(1, "# To private endpoints and the resolver, which listen in this namespace; nothing else does.")
-	c.line(1, "chain input {")
-	c.line(2, "type filter hook input priority filter; policy drop;")
+	c.linef(1, "# To private endpoints and the resolver, which listen in this namespace; nothing else does.")
+	c.linef(1, "chain input {")
+	c.linef(2, "type filter hook input priority filter; policy drop;")
 	c.state()
 	c.boundFlows()
 	c.resolversAreOurs()
-	c.line(2, "ip daddr @resolvers meta l4proto { tcp, udp } th dport %d goto platform_dns", dnsPort)
-	c.line(2, "jump security_groups")
-	c.line(2, `ip daddr . tcp dport @endpoints counter accept comment "private endpoint"`)
-	c.line(2, `counter drop comment "nothing answers there"`)
-	c.line(1, "}\n")
+	c.linef(2, "ip daddr @resolvers meta l4proto { tcp, udp } th dport %d goto platform_dns", dnsPort)
+	c.linef(2, "jump security_groups")
+	c.linef(2, `ip daddr . tcp dport @endpoints counter accept comment "private endpoint"`)
+	c.linef(2, `counter drop comment "nothing answers there"`)
+	c.linef(1, "}\n")
 }
 
 func (c *vnetCompiler) output() {
-	c.line(1, "# This namespace only answers.")
-	c.line(1, "chain output {")
-	c.line(2, "type filter hook output priority filter; policy drop;")
-	c.line(2, `icmp type redirect counter drop comment "redirects"`)
-	c.line(2, "ct state established,related accept")
+	c.linef(1, "# This namespace only answers.")
+	c.linef(1, "chain output {")
+	c.linef(2, "type filter hook output priority filter; policy drop;")
+	c.linef(2, `icmp type redirect counter drop comment "redirects"`)
+	c.linef(2, "ct state established,related accept")
 	c.resolverOut()
-	c.line(1, "}\n")
+	c.linef(1, "}\n")
 }

@@ -34,7 +34,7 @@ func Free() (int, error) {
 		return listen(0)
 	}
 	for range 1000 {
-		port := lowest + rand.IntN(ports) //nolint:gosec // no secret
+		port := lowest + rand.IntN(ports)
 		if given.ports[port] {
 			continue
 		}

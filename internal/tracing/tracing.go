@@ -152,7 +152,7 @@ func (t *Tracer) Ended(q core.Query, traceparent string) {
 		}
 		inside := t.part(within, q, p)
 		if p.name == partWake {
-			wake = inside
+			wake = inside //nolint:fatcontext // one part of a query is its wake
 		}
 	}
 	if q.State != core.QuerySucceeded {

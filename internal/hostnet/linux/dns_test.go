@@ -83,13 +83,14 @@ func resolve(t *testing.T, path string, n *Network, uid, name string) string {
 			return a.A.String()
 		}
 	}
-	text := dns.RcodeToString[m.Rcode]
+	var text strings.Builder
+	text.WriteString(dns.RcodeToString[m.Rcode])
 	for _, o := range m.IsEdns0().Option {
 		if e, ok := o.(*dns.EDNS0_EDE); ok {
-			text += ": " + e.ExtraText
+			text.WriteString(": " + e.ExtraText)
 		}
 	}
-	return text
+	return text.String()
 }
 
 func wantName(t *testing.T, path string, n *Network, uid, name, want string) {

@@ -178,9 +178,9 @@ func serveIn(t testing.TB, path, addr, greeting string) *net.TCPListener {
 	t.Helper()
 	var l *net.TCPListener
 	in(t, path, func() error {
-		any, err := net.Listen("tcp4", addr)
+		listener, err := net.Listen("tcp4", addr)
 		if err == nil {
-			l = any.(*net.TCPListener)
+			l = listener.(*net.TCPListener)
 		}
 		return err
 	})
@@ -257,7 +257,7 @@ func wantSilence(t testing.TB, path, addr string) {
 
 // corp is the network of examples/corp.
 func corp(uid string) core.GoalVNet {
-	any := []string{"Any"}
+	anyone := []string{"Any"}
 	return core.GoalVNet{
 		UID: uid, Tenant: core.DefaultTenant, Name: "corp",
 		AddressSpace: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16")},
@@ -268,15 +268,15 @@ func corp(uid string) core.GoalVNet {
 		NSGs: []core.NetworkSecurityGroup{
 			{Name: "gateways", Rules: []core.SecurityRule{
 				{Name: "allow-postgres", Priority: 100, Direction: core.Outbound, Access: core.Allow, Protocol: core.ProtocolTCP,
-					Source: any, Destination: []string{"10.20.1.0/24"}, DestinationPorts: []string{"5432"}},
+					Source: anyone, Destination: []string{"10.20.1.0/24"}, DestinationPorts: []string{"5432"}},
 				{Name: "deny-rest-of-vnet", Priority: 4000, Direction: core.Outbound, Access: core.Deny, Protocol: core.ProtocolAny,
-					Source: any, Destination: []string{"VirtualNetwork"}},
+					Source: anyone, Destination: []string{"VirtualNetwork"}},
 			}},
 			{Name: "data", Rules: []core.SecurityRule{
 				{Name: "only-gateways", Priority: 100, Direction: core.Inbound, Access: core.Allow, Protocol: core.ProtocolTCP,
-					Source: []string{"10.20.0.0/24"}, Destination: any, DestinationPorts: []string{"5432"}},
+					Source: []string{"10.20.0.0/24"}, Destination: anyone, DestinationPorts: []string{"5432"}},
 				{Name: "deny-all", Priority: 4096, Direction: core.Inbound, Access: core.Deny, Protocol: core.ProtocolAny,
-					Source: any, Destination: any},
+					Source: anyone, Destination: anyone},
 			}},
 		},
 		NATGateways: []core.GoalNATGateway{{UID: uid + "-egress", NATGateway: core.NATGateway{
@@ -333,7 +333,7 @@ func contains(s string, parts ...string) bool {
 // counter sums the packet counters of the rules in a namespace whose comment begins so.
 func counter(t testing.TB, path, comment string) (packets int) {
 	t.Helper()
-	for _, rule := range strings.Split(nft(t, path, "list", "ruleset"), "\n") {
+	for rule := range strings.SplitSeq(nft(t, path, "list", "ruleset"), "\n") {
 		_, count, ok := strings.Cut(rule, "counter packets ")
 		if ok && strings.Contains(rule, `comment "`+comment) {
 			var n int

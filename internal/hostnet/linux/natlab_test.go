@@ -310,7 +310,7 @@ func TestNATWarnsBeforeTheFirstPacket(t *testing.T) {
 		!contains(r.Conditions[0].Hint, "nft insert rule inet fw through iifname") {
 		t.Errorf("closed: %+v", r)
 	}
-	for _, command := range strings.Split(strings.ReplaceAll(r.Conditions[0].Hint, "'", ""), "; ") {
+	for command := range strings.SplitSeq(strings.ReplaceAll(r.Conditions[0].Hint, "'", ""), "; ") {
 		if out := nft(t, l.host, strings.TrimPrefix(command, "nft ")); out != "" {
 			t.Fatalf("%s: %s", command, out)
 		}

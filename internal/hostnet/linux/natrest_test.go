@@ -45,9 +45,9 @@ func newRestLab(t *testing.T, timers ...sysctl) *restLab {
 	}
 	in(t, r.nat, func() error { return writeAll(timers) })
 	in(t, l.world, func() error {
-		any, err := net.Listen("tcp4", labWorldAddr+":443")
+		listener, err := net.Listen("tcp4", labWorldAddr+":443")
 		if err == nil {
-			r.server = any.(*net.TCPListener)
+			r.server = listener.(*net.TCPListener)
 		}
 		return err
 	})

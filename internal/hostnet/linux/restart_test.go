@@ -49,7 +49,7 @@ func TestRestartKeepsConnections(t *testing.T) {
 
 	second := l.up()
 	before := l.ip(at, "-o", "link")
-	s = l.set(second, cfg)
+	l.set(second, cfg)
 	if after := l.ip(at, "-o", "link"); after != before {
 		t.Errorf("a complete port was touched:\n%s", cmp.Diff(before, after))
 	}

@@ -36,10 +36,10 @@ func manyRules(g core.GoalVNet, n, turn int) core.GoalVNet {
 		}
 		rules = append(rules, r)
 	}
-	g.NSGs[0].Rules = append(rules, core.SecurityRule{
+	rules = append(rules, core.SecurityRule{
 		Name: "rest", Priority: 4000, Direction: core.Outbound, Access: core.Allow, Protocol: core.ProtocolAny,
 	})
-	g.NSGs[1].Rules = nil
+	g.NSGs[0].Rules, g.NSGs[1].Rules = rules, nil
 	return g
 }
 

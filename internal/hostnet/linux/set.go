@@ -56,7 +56,7 @@ func (n *Network) Set(ctx context.Context, cfg hostnet.Config) (hostnet.Status, 
 		r.refuse("host", machineError("answering ARP for the public addresses of NAT gateways", err))
 	}
 	if !n.swept {
-		if err := errors.Join(n.sweep(r), n.sweepConnections(), flowlog.Prune(n.opts.FlowLogDir, time.Now())); err != nil {
+		if err := errors.Join(n.sweep(), n.sweepConnections(), flowlog.Prune(n.opts.FlowLogDir, time.Now())); err != nil {
 			r.problems = append(r.problems, hostnet.Problem{Object: "host", Err: fmt.Errorf("removing what is left over: %w", err)})
 		} else {
 			n.swept = true
@@ -272,7 +272,7 @@ func (g *natGateway) same(o *natGateway) bool {
 }
 
 // sweep removes what an earlier process left and nobody wants any more.
-func (n *Network) sweep(r *round) error {
+func (n *Network) sweep() error {
 	keep := map[string]bool{n.names.tunnel(): true}
 	n.prepared.keep(keep, n.names)
 	hostLinks := map[string]bool{}

@@ -293,9 +293,9 @@ func (s *space) listenTCP(ctx context.Context, addr string) (l *net.TCPListener,
 	lc := net.ListenConfig{}
 	lc.SetMultipathTCP(false) // splice(2) and the members' own rules know plain TCP only
 	err = s.do(func() error {
-		any, err := lc.Listen(ctx, "tcp4", addr)
+		listener, err := lc.Listen(ctx, "tcp4", addr)
 		if err == nil {
-			l = any.(*net.TCPListener)
+			l = listener.(*net.TCPListener)
 		}
 		return err
 	})

@@ -208,7 +208,7 @@ func (s *stage) attacks(w *nettest.Tap) map[string]nettest.Frame {
 		}
 		out["ARP: announces "+name] = nettest.Frame{Kind: unix.ETH_P_ARP, To: everyone(), Text: nettest.ARP(2, w.Own, claimed, everyone(), claimed)}
 	}
-	for name, f := range map[string]nettest.Frame{
+	maps.Copy(out, map[string]nettest.Frame{
 		"DHCP: offers":            {Src: s.attacker.Address.String(), Dst: "255.255.255.255", To: everyone(), SourcePort: 67, Port: 68},
 		"DHCP: offers to one":     {Src: s.attacker.Address.String(), Dst: lanServer, To: everyone(), SourcePort: 67, Port: 68},
 		"DHCP: asks":              {Src: "0.0.0.0", Dst: "255.255.255.255", To: everyone(), SourcePort: 68, Port: 67},
@@ -234,9 +234,7 @@ func (s *stage) attacks(w *nettest.Tap) map[string]nettest.Frame {
 		"in VLAN 1, to everyone":  {Src: s.attacker.Address.String(), Dst: lanServer, Tag: 1, To: everyone()},
 		"with a source route":     {Src: s.attacker.Address.String(), Dst: lanServer, Options: []byte{131, 7, 4, 192, 168, 10, 1, 0}},
 		"from ARP's port, closed": {Src: s.attacker.Address.String(), Dst: lanServer, Protocol: unix.IPPROTO_TCP, Port: 81},
-	} {
-		out[name] = f
-	}
+	})
 	return out
 }
 

@@ -3,6 +3,7 @@ package linux
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"strings"
@@ -130,7 +131,7 @@ func (s *stage) lanAttacks(w *nettest.Tap) map[string]nettest.Frame {
 			out[fmt.Sprintf("a connection spoofed as %s for %s", whose, at)] = nettest.Frame{Src: src, Dst: dst, Protocol: unix.IPPROTO_TCP}
 		}
 	}
-	for name, f := range map[string]nettest.Frame{
+	maps.Copy(out, map[string]nettest.Frame{
 		"to everyone":              {Src: lanServer, Dst: "255.255.255.255", To: everyone()},
 		"to the network's all":     {Src: lanServer, Dst: "192.168.10.255", To: everyone()},
 		"to a member, in everyone": {Src: lanServer, Dst: lease, To: everyone()},
@@ -148,9 +149,7 @@ func (s *stage) lanAttacks(w *nettest.Tap) map[string]nettest.Frame {
 		"ARP: has a member":        {Kind: unix.ETH_P_ARP, To: everyone(), Text: nettest.ARP(2, w.Own, lease, everyone(), lease)},
 		"ARP: has the other":       {Kind: unix.ETH_P_ARP, Text: nettest.ARP(2, w.Own, other, s.mac, lease)},
 		"ARP: has the uplink":      {Kind: unix.ETH_P_ARP, To: everyone(), Text: nettest.ARP(2, w.Own, uplinkOwn, everyone(), uplinkOwn)},
-	} {
-		out[name] = f
-	}
+	})
 	return out
 }
 

@@ -51,7 +51,7 @@ func (p *proc) wait(ctx context.Context, d time.Duration) bool {
 	if err != nil || p.fd.SetReadDeadline(deadline) != nil {
 		return false
 	}
-	stop := context.AfterFunc(ctx, func() { p.fd.SetReadDeadline(time.Unix(1, 0)) }) // it just worked
+	stop := context.AfterFunc(ctx, func() { _ = p.fd.SetReadDeadline(time.Unix(1, 0)) }) // it just worked
 	defer stop()
 	over := false
 	err = conn.Read(func(fd uintptr) bool {
@@ -77,7 +77,7 @@ func (p *proc) signal(sig unix.Signal) {
 		return
 	}
 	// It fails only for a process that is gone, and that is what signals here are for.
-	conn.Control(func(fd uintptr) { unix.PidfdSendSignal(int(fd), sig, nil, 0) }) // see above
+	_ = conn.Control(func(fd uintptr) { _ = unix.PidfdSendSignal(int(fd), sig, nil, 0) })
 }
 
 // end asks the process to end, then makes it. The first process of a PID namespace does
@@ -128,7 +128,7 @@ func (p *proc) exitStatus() (status unix.WaitStatus, ok bool) {
 			}
 			if ok {
 				// If it became this process's child, nobody else will reap it.
-				unix.Waitid(unix.P_PIDFD, int(fd), nil, unix.WEXITED|unix.WNOHANG, nil) // else ECHILD
+				_ = unix.Waitid(unix.P_PIDFD, int(fd), nil, unix.WEXITED|unix.WNOHANG, nil) // else ECHILD
 			}
 		})
 		if ok || err != nil {

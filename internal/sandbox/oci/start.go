@@ -143,7 +143,7 @@ func writeBoot(ctx context.Context, w *os.File, boot []byte) error {
 	if err := w.SetWriteDeadline(time.Now().Add(bootTimeout)); err != nil {
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() { w.SetWriteDeadline(time.Unix(1, 0)) }) // it just worked
+	stop := context.AfterFunc(ctx, func() { _ = w.SetWriteDeadline(time.Unix(1, 0)) }) // it just worked
 	defer stop()
 	_, err := w.Write(boot)
 	if ctx.Err() != nil {

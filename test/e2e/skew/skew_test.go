@@ -12,7 +12,7 @@ import (
 )
 
 // The process's first thread belongs to the main goroutine: see become.
-func init() { runtime.LockOSThread() }
+func init() { runtime.LockOSThread() } //nolint:gochecknoinits // main runs too late
 
 // roleEnv makes this test binary one of the programs below.
 const roleEnv = "SLUICE_TEST_SKEW_ROLE"

@@ -29,12 +29,12 @@ func main() {
 	signal.Notify(term, syscall.SIGTERM)
 	boot, err := io.ReadAll(os.NewFile(3, "boot"))
 	if err != nil {
-		fail("read fd 3: %v", err)
+		failf("read fd 3: %v", err)
 	}
 	fmt.Printf("boot %x\n", sha256.Sum256(boot))
 	var c command
 	if err := json.Unmarshal(boot, &c); err != nil {
-		fail("boot data: %v", err)
+		failf("boot data: %v", err)
 	}
 	select {
 	case <-time.After(time.Duration(c.AfterMS) * time.Millisecond):
@@ -44,7 +44,7 @@ func main() {
 	}
 }
 
-func fail(format string, args ...any) {
+func failf(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, format+"\n", args...)
 	os.Exit(97)
 }
@@ -78,7 +78,7 @@ func do(c command, term chan os.Signal) int {
 			return 97
 		}
 	default:
-		fail("don't know how to %q", c.Do)
+		failf("don't know how to %q", c.Do)
 	}
 	return c.Code
 }
@@ -88,17 +88,17 @@ func confined() {
 	ca := os.Getenv("SSL_CERT_FILE")
 	r, err := confine.Apply(confine.Options{CACerts: ca})
 	if err != nil {
-		fail("confine: %v", err)
+		failf("confine: %v", err)
 	}
 	for range 8 {
 		go func() { runtime.LockOSThread(); runtime.GC() }()
 	}
 	runtime.GC()
 	if _, err := os.ReadFile(ca); err != nil {
-		fail("confined: %v", err)
+		failf("confined: %v", err)
 	}
 	if _, err := os.ReadFile("/proc/self/status"); err == nil {
-		fail("confined, but /proc can be read")
+		failf("confined, but /proc can be read")
 	}
 	fmt.Println("confined:", r.Seccomp, r.LandlockABI > 0)
 }
@@ -120,7 +120,7 @@ func hold(mib int, term chan os.Signal) {
 func spin(term chan os.Signal) {
 	for range 4 {
 		go func() {
-			for {
+			for { //nolint:revive // it spins
 			}
 		}()
 	}
