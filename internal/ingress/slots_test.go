@@ -67,7 +67,7 @@ func TestSlotsOfOneSource(t *testing.T) {
 func TestSlotsBoundWhoWaits(t *testing.T) {
 	t.Parallel()
 	s := newSlots(10, 5, 1)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	if _, err := s.take(ctx, from("169.254.0.7")); err != nil {
 		t.Fatal(err)
@@ -79,19 +79,23 @@ func TestSlotsBoundWhoWaits(t *testing.T) {
 			waits <- err
 		}()
 	}
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
-		s.mu.Lock()
-		n := s.of[addressOf(from("169.254.0.7"))].conns
-		s.mu.Unlock()
-		if n == 1+waitingPerSlot {
-			break
+	for known, deadline := 0, time.Now().Add(30*time.Second); known < 1+waitingPerSlot; time.Sleep(time.Millisecond) {
+		select {
+		case err := <-waits:
+			t.Fatalf("one of the %d that may wait does not: %v", waitingPerSlot, err)
+		default:
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("%d connections are known, want %d", n, 1+waitingPerSlot)
+			t.Fatalf("%d connections are known, want %d", known, 1+waitingPerSlot)
 		}
+		s.mu.Lock()
+		known = s.of[addressOf(from("169.254.0.7"))].conns
+		s.mu.Unlock()
 	}
-	if _, err := s.take(ctx, from("169.254.0.7")); err == nil || ctx.Err() != nil {
-		t.Errorf("one too many: %v, want a refusal at once", err)
+	ended, end := context.WithCancel(ctx)
+	end() // whoever would wait gives up at once
+	if _, err := s.take(ended, from("169.254.0.7")); !errors.Is(err, errCrowd) {
+		t.Errorf("one more than may wait: %v, want %q", err, errCrowd)
 	}
 	cancel()
 	for range waitingPerSlot {
