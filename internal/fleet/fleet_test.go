@@ -125,6 +125,7 @@ type scripted struct {
 	wrote    string // what ended members wrote
 	place    string // which installation it is; "" is one and the same
 	stale    bool   // reports versions of the past
+	came     int64  // the version of the goal state that it comes with
 	load     core.HostLoad
 	goals    []core.GoalState
 	present  map[string]core.GoalMember
@@ -160,7 +161,7 @@ func (r *rig) host(name string, configure func(*scripted)) *scripted {
 
 func (h *scripted) run() {
 	defer close(h.done)
-	if wire.Write(h.conn, hostapi.ToService{Report: &core.HostReport{Host: h.name, Installation: "i" + h.place, Load: h.load}}) != nil {
+	if wire.Write(h.conn, hostapi.ToService{Report: &core.HostReport{Host: h.name, Installation: "i" + h.place, Version: h.came, Load: h.load}}) != nil {
 		return
 	}
 	for {

@@ -20,6 +20,10 @@ import (
 // whole goal state.
 const compareGoals = 5 * time.Minute
 
+// maxKept bounds how many goal states are remembered of which a host may say that it holds
+// them, or never will.
+const maxKept = 64
+
 // view is the goal state that a host was sent on its connection: as much of it as it takes to
 // send what changes.
 type view struct {
@@ -207,7 +211,7 @@ func (f *Fleet) next(ctx context.Context, s *session, v *view, msg *hostapi.ToHo
 			return nil
 		}
 		if v != nil {
-			whole.keep(v.sent)
+			whole.keep(v.sent, holds)
 		}
 		v, msg.Goal, msg.Delta = whole, &goal, nil
 		return nil
@@ -216,10 +220,14 @@ func (f *Fleet) next(ctx context.Context, s *session, v *view, msg *hostapi.ToHo
 }
 
 // keep remembers what was sent before on the same connection: the host may still say that it
-// holds that.
-func (v *view) keep(sent map[int64]core.GoalSum) {
+// holds that, but nothing older than what it has said already.
+func (v *view) keep(sent map[int64]core.GoalSum, h *hostapi.Holds) {
+	oldest := v.version - maxKept
+	if h != nil {
+		oldest = max(oldest, h.Version)
+	}
 	for version, sum := range sent {
-		if version < v.version {
+		if version >= oldest && version < v.version {
 			v.sent[version] = sum
 		}
 	}

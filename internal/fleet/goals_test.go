@@ -282,3 +282,32 @@ func TestHostsFollowByChanges(t *testing.T) {
 		})
 	}
 }
+
+// TestSentGoalStatesAreForgotten: a host that never says what it holds, or holds something
+// else, costs no more with each goal state.
+func TestSentGoalStatesAreForgotten(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name  string
+		holds *hostapi.Holds
+		want  int
+	}{
+		{"a host that says nothing", nil, 1 + maxKept},
+		{"one that is far behind", &hostapi.Holds{Version: 1}, 1 + maxKept},
+		{"one that is near", &hostapi.Holds{Version: 298}, 3},
+		{"one of another history", &hostapi.Holds{Version: 1000}, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			v := newView(core.GoalState{Version: 1}, time.Time{})
+			for version := int64(2); version <= 300; version++ {
+				next := newView(core.GoalState{Version: version}, time.Time{})
+				next.keep(v.sent, tt.holds)
+				v = next
+			}
+			if len(v.sent) != tt.want {
+				t.Errorf("%d goal states are remembered, want %d", len(v.sent), tt.want)
+			}
+		})
+	}
+}

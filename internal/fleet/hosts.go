@@ -29,6 +29,10 @@ type session struct {
 	// problemSince says at which version each of the host's problems came up.
 	problemSince map[string]int64
 
+	// before is the version of a goal state that the host came with and that the store had not
+	// reached: it is of a time that the store knows nothing of, and confirms nothing. 0: none.
+	before int64
+
 	holds *hostapi.Holds                 // the goal state that the host has; nil: unknown
 	lost  bool                           // it asks for a complete one
 	heard time.Time                      // of its last report, or changes of it
@@ -111,7 +115,7 @@ func (f *Fleet) ServeHost(ctx context.Context, name string, conn net.Conn) error
 	}
 	_ = conn.SetDeadline(time.Time{})
 	if hello.Report != nil {
-		s.info.Installation, s.info.Load = hello.Report.Installation, hello.Report.Load
+		s.info.Installation, s.info.Load, s.before = hello.Report.Installation, hello.Report.Load, hello.Report.Version
 	}
 	s.holds = hello.Holds
 	if err := f.enter(ctx, s); err != nil {
@@ -139,11 +143,16 @@ func (f *Fleet) ServeHost(ctx context.Context, name string, conn net.Conn) error
 }
 
 func (f *Fleet) enter(ctx context.Context, s *session) error {
-	err := f.storeHost(ctx, s.info)
+	stored, err := f.storeHost(ctx, s.info)
 	if errs.ClassOf(err) == errs.StorageFull {
 		f.log.Warn("a host's state could not be stored", "host", s.info.Name, "error", err)
 	} else if err != nil {
 		return err
+	}
+	if err != nil || s.before <= stored {
+		s.before = 0
+	} else {
+		f.log.Warn("a host has a newer goal state than there is: it was forgotten, or the store is of a backup", "host", s.info.Name, "has", s.before, "newest", stored)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -161,10 +170,10 @@ func (f *Fleet) enter(ctx context.Context, s *session) error {
 	return nil
 }
 
-// storeHost writes what is known of a host, keeping its goal version. It refuses
-// another installation under the name of a host that has members.
-func (f *Fleet) storeHost(ctx context.Context, h core.Host) error {
-	return f.opts.Store.Write(ctx, func(tx store.Tx) error {
+// storeHost writes what is known of a host, keeping its goal version, which it returns. It
+// refuses another installation under the name of a host that has members.
+func (f *Fleet) storeHost(ctx context.Context, h core.Host) (version int64, err error) {
+	err = f.opts.Store.Write(ctx, func(tx store.Tx) error {
 		hosts, err := tx.ListHosts()
 		if err != nil {
 			return err
@@ -179,8 +188,10 @@ func (f *Fleet) storeHost(ctx context.Context, h core.Host) error {
 					WithHint("give this one a --name of its own; or \"sluice delete host %s --force\" if that one is lost", h.Name)
 			}
 		}
+		version = h.GoalVersion
 		return tx.PutHost(h)
 	})
+	return version, err
 }
 
 func (f *Fleet) hasMembers(host string) bool {
@@ -240,7 +251,7 @@ func (f *Fleet) leave(s *session) {
 	info.Connected = false
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	if err := f.storeHost(ctx, info); err != nil {
+	if _, err := f.storeHost(ctx, info); err != nil {
 		f.log.Warn("a host's state could not be stored", "host", info.Name, "error", err)
 	}
 }

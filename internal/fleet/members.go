@@ -123,10 +123,13 @@ func (f *Fleet) remove(ctx context.Context, m *member, reason string) error {
 
 	row.State, row.Reason = core.MemberLeaving, reason
 	var version int64
-	var everyone bool
+	var everyone, over bool
 	err := f.opts.Store.Write(ctx, func(tx store.Tx) (err error) {
 		if have, err := tx.GetMember(row.ID); err == nil {
 			row.Address = have.Address // it may have been adopted a moment ago
+			if over = have.State == core.MemberGone; over {
+				return nil // somebody else has removed it, and its host was quick
+			}
 		}
 		if version, err = tx.NextGoalVersion(row.Host); err != nil {
 			return err
@@ -137,7 +140,7 @@ func (f *Fleet) remove(ctx context.Context, m *member, reason string) error {
 		everyone, err = f.tellNetworks(tx, row)
 		return err
 	})
-	if err != nil {
+	if err != nil || over {
 		return err // keep() tries again: the member stays condemned
 	}
 	f.mu.Lock()

@@ -36,7 +36,7 @@ func (f *Fleet) changes(ctx context.Context, s *session, c hostapi.Changes) {
 	for _, g := range c.Gone {
 		delete(s.again, g.ID)
 		if m := f.live[g.ID]; m != nil && m.Generation == g.Generation && m.seenBy == s {
-			m.confirmed, m.seenBy, m.obtained = s.heard, nil, netip.Addr{}
+			m.unsee()
 		}
 	}
 	for _, o := range c.Members {
@@ -53,14 +53,19 @@ func (f *Fleet) changes(ctx context.Context, s *session, c hostapi.Changes) {
 	f.act(ctx, s, todo)
 }
 
-// unsee notes until when a connection has confirmed the members that it no longer does. The
-// caller holds mu.
+// unsee forgets that a connection confirms members. The caller holds mu.
 func (f *Fleet) unsee(s *session) {
 	for _, m := range f.live {
 		if m.seenBy == s {
-			m.confirmed, m.seenBy = s.heard, nil
+			m.unsee()
 		}
 	}
+}
+
+// unsee notes until when a member was confirmed, by the connection that does so no longer.
+// What its host had obtained for it may be somebody else's by now. The caller holds mu.
+func (m *member) unsee() {
+	m.confirmed, m.seenBy, m.obtained = m.seenBy.heard, nil, netip.Addr{}
 }
 
 // confirmed is when a member's host last said that it has it: while it has not said
@@ -81,6 +86,11 @@ type toStore struct {
 // take takes in what a host observed of the members that are named, and of itself. The
 // caller holds mu.
 func (f *Fleet) take(s *session, r core.HostReport) toStore {
+	if r.Version == s.before {
+		r.Version = 0
+	} else {
+		s.before = 0
+	}
 	s.told(r.Version, r.Problems)
 	s.info.NATGateways, s.info.Tunnels, s.info.Load, s.heard = r.NATGateways, r.Tunnels, r.Load, f.opts.Now()
 	f.takeImage(s, r.Image)
@@ -169,6 +179,9 @@ func (f *Fleet) storeHashes(ctx context.Context, hashes map[*member]string) {
 	err := f.opts.Store.Write(ctx, func(tx store.Tx) error {
 		clear(used)
 		for m, hash := range hashes {
+			if !f.vouched(m, hash) {
+				continue
+			}
 			switch err := tx.SetJoinHash(m.ID, m.Generation, hash); {
 			case errs.ClassOf(err) == errs.Conflict:
 				used[m] = true
@@ -185,12 +198,21 @@ func (f *Fleet) storeHashes(ctx context.Context, hashes map[*member]string) {
 	defer f.mu.Unlock()
 	for m, hash := range hashes {
 		switch {
+		case m.joinHash != hash: // a later connection has another one
 		case err != nil:
 			m.joinHash = ""
 		case used[m] && m.State != core.MemberLeaving && m.condemned == "":
 			f.condemn(m, injectedAgain) // it has joined before, with another token: this one can't
 		case !used[m]:
-			m.joinStored = m.joinHash == hash
+			m.joinStored = true
 		}
 	}
+}
+
+// vouched reports whether a member's host still vouches for a token: a connection that was
+// replaced may be slow to store what it heard.
+func (f *Fleet) vouched(m *member, hash string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return m.joinHash == hash
 }

@@ -28,6 +28,12 @@ func (f *Fleet) relieve() {
 	f.mu.Unlock()
 	for _, w := range over {
 		idle := w.idle(now)
+		if idle < stalledAfter { // its client has gone on meanwhile
+			f.mu.Lock()
+			w.lost = false
+			f.mu.Unlock()
+			continue
+		}
 		f.log.Warn("a stalled result loses its slot", "member", w.member.ID, "gateway", w.gate.ref.Name, "user", w.user, "idle", idle)
 		w.cut(idle)
 		w.end()

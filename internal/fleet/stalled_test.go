@@ -18,26 +18,35 @@ func TestStalledResultsLoseTheirSlots(t *testing.T) {
 		stalled int // of ann's four
 		idle    time.Duration
 		waits   string // who asks
+		goesOn  bool   // ann reads everything as soon as something is cut
 		cut     int64
 	}{
-		{"all stalled, another waits", 4, time.Minute, "bob", 2},
-		{"three stalled, another waits", 3, time.Minute, "bob", 1},
-		{"half stalled, another waits", 2, time.Minute, "bob", 0},
-		{"all stalled for a moment", 4, time.Second, "bob", 0},
-		{"all stalled, only their user waits", 4, time.Minute, "ann", 0},
+		{"all stalled, another waits", 4, time.Minute, "bob", false, 2},
+		{"three stalled, another waits", 3, time.Minute, "bob", false, 1},
+		{"half stalled, another waits", 2, time.Minute, "bob", false, 0},
+		{"all stalled for a moment", 4, time.Second, "bob", false, 0},
+		{"all stalled, the next is read as the first is cut", 4, time.Minute, "bob", true, 1},
+		{"all stalled, only their user waits", 4, time.Minute, "ann", false, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t)
 			r.host("h", nil)
 			var cut atomic.Int64
+			var grants []Grant
 			four := func(user string) Request {
 				q := ask(user)
 				q.Limits.Concurrency = 4
-				q.Cut = func(time.Duration) { cut.Add(1) }
+				q.Cut = func(time.Duration) {
+					cut.Add(1)
+					for _, g := range grants {
+						if c.goesOn {
+							g.Work.Reads()
+						}
+					}
+				}
 				return q
 			}
-			var grants []Grant
 			for range 4 {
 				g, err := r.fleet.Admit(within(t, 10*time.Second), four("ann"))
 				if err != nil {
@@ -77,7 +86,15 @@ func TestStalledResultsLoseTheirSlots(t *testing.T) {
 			}
 			cancel()
 			for _, g := range grants {
+				r.fleet.mu.Lock()
+				if g.Work.lost {
+					cut.Add(-1)
+				}
+				r.fleet.mu.Unlock()
 				g.Release()
+			}
+			if n := cut.Load(); n != 0 {
+				t.Errorf("%d results more were cut than lost their slots", n)
 			}
 			r.eventually("no slot is taken", func() bool { d := demand(); return d.InFlight == 0 && d.Queued == 0 })
 		})
