@@ -228,7 +228,7 @@ func TestOpenRefuses(t *testing.T) {
 			func(t *testing.T, path string) {
 				closed(t, open(t, path))
 				raw(t, path, "PRAGMA user_version = 99")
-			}, errs.Invalid, "schema version 99, this program knows up to 5",
+			}, errs.Invalid, "schema version 99, this program knows up to 6",
 		},
 		"another program's database": {
 			func(t *testing.T, path string) { raw(t, path, "CREATE TABLE mine (a)") },

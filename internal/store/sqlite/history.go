@@ -36,10 +36,25 @@ func (t *tx) ListTransitions(f store.TransitionFilter) ([]core.Transition, error
 	if last <= 0 {
 		last = defaultHistory
 	}
-	return list(t, "list changes of state", "SELECT "+transitionColumns+` FROM (
-			SELECT *, row_number() OVER (PARTITION BY of, uid ORDER BY id DESC) AS nth FROM transitions
-			WHERE (?1 = '' OR tenant = ?1) AND (?2 = '' OR of = ?2) AND (?3 = '' OR uid = ?3) AND (?5 = '' OR gateway_uid = ?5)
-		) WHERE nth <= ?4 ORDER BY id DESC`, []any{f.Tenant, f.Of, f.UID, last, f.GatewayUID}, scanTransition)
+	query, args := transitionQuery(f)
+	return list(t, "list changes of state", query, append(args, last), scanTransition)
+}
+
+// transitionQuery names only the fields that filter, so that an index serves them; how many of
+// each object are wanted is its last argument.
+func transitionQuery(f store.TransitionFilter) (query string, args []any) {
+	where := "TRUE"
+	for _, by := range []struct{ column, value string }{
+		{"of", f.Of}, {"uid", f.UID}, {"gateway_uid", f.GatewayUID}, {"tenant", string(f.Tenant)},
+	} {
+		if by.value != "" {
+			where += " AND " + by.column + " = ?"
+			args = append(args, by.value)
+		}
+	}
+	return "SELECT " + transitionColumns + ` FROM (
+			SELECT *, row_number() OVER (PARTITION BY of, uid ORDER BY id DESC) AS nth FROM transitions WHERE ` + where + `
+		) WHERE nth <= ? ORDER BY id DESC`, args
 }
 
 // PurgeTransitions implements store.History.
