@@ -22,7 +22,7 @@ func (m *member) waits() bool {
 func (f *Fleet) adoptAll(ctx context.Context) {
 	obtained := map[*member]netip.Addr{}
 	f.mu.Lock()
-	for _, m := range f.live {
+	for m := range f.unsettled {
 		if m.waits() && m.obtained.IsValid() {
 			obtained[m] = m.obtained
 		}

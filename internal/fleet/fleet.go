@@ -58,6 +58,7 @@ type Fleet struct {
 	live          map[string]*member            // by ID; those that are not gone
 	members       map[string]map[string]*member // the same, by gateway UID
 	leaving       map[*member]bool              // those of which the teardown is to be confirmed
+	unsettled     map[*member]bool              // those that are neither ready, and to stay so, nor leaving
 	hosts         map[string]*session
 	wakes         map[string]*wake         // by gateway UID
 	gates         map[string]*gate         // by gateway UID
@@ -127,7 +128,7 @@ func New(ctx context.Context, opts Options) (*Fleet, error) {
 	opts.LeaseTime = orDefault(opts.LeaseTime, 2*time.Minute)
 	f := &Fleet{
 		opts: opts, log: opts.Logger,
-		live: map[string]*member{}, leaving: map[*member]bool{}, members: map[string]map[string]*member{},
+		live: map[string]*member{}, leaving: map[*member]bool{}, unsettled: map[*member]bool{}, members: map[string]map[string]*member{},
 		hosts: map[string]*session{}, wakes: map[string]*wake{}, gates: map[string]*gate{}, pausing: map[string]chan struct{}{}, lives: map[string]*life{}, counted: map[TransitionCount]int64{},
 		changed: make(chan struct{}), dirty: map[string]bool{}, urgent: make(chan struct{}, 1),
 	}
@@ -213,6 +214,7 @@ func (f *Fleet) enlist(m *member) {
 	if m.State == core.MemberLeaving {
 		f.leaving[m] = true
 	}
+	f.track(m)
 	if f.members[m.GatewayUID] == nil {
 		f.members[m.GatewayUID] = map[string]*member{}
 	}
@@ -223,10 +225,22 @@ func (f *Fleet) enlist(m *member) {
 func (f *Fleet) discharge(m *member) {
 	delete(f.live, m.ID)
 	delete(f.leaving, m)
+	delete(f.unsettled, m)
 	delete(f.dirty, m.ID)
 	delete(f.members[m.GatewayUID], m.ID)
 	if len(f.members[m.GatewayUID]) == 0 {
 		delete(f.members, m.GatewayUID)
+	}
+}
+
+// track puts a member among the unsettled, or takes it out: settle does that at each change. The
+// caller holds mu, or has the fleet for itself.
+func (f *Fleet) track(m *member) {
+	stays := m.State == core.MemberReady && m.condemned == "" && m.retiring == ""
+	if stays || m.State == core.MemberLeaving || f.live[m.ID] != m {
+		delete(f.unsettled, m)
+	} else {
+		f.unsettled[m] = true
 	}
 }
 

@@ -31,18 +31,23 @@ func expiries(tx store.Tx) (map[string]time.Time, error) {
 	return out, err
 }
 
+// renewAtOnce bounds how many leases are renewed in one transaction, beyond a twentieth of all:
+// wakes wait for it. What is left is renewed a second later, long before it expires.
+const renewAtOnce = 100
+
 // renew writes down what hosts have confirmed, once half of a lease's time has passed:
 // a host reports every few seconds.
 func (f *Fleet) renew(ctx context.Context) {
 	f.mu.Lock()
 	due, rows := map[*member]time.Time{}, map[*member]core.Member{}
 	now := f.opts.Now()
+	most := renewAtOnce + len(f.live)/20
 	for _, m := range f.live {
 		if !m.Address.IsValid() {
 			continue // there is no lease yet
 		}
 		// What is stored may also be of a clock that was set back since: hours too late.
-		if at := f.confirmed(m); !at.IsZero() && at.Add(f.opts.LeaseTime).Sub(m.expires).Abs() > f.opts.LeaseTime/2 {
+		if at := f.confirmed(m); !at.IsZero() && len(due) < most && at.Add(f.opts.LeaseTime).Sub(m.expires).Abs() > f.opts.LeaseTime/2 {
 			due[m], rows[m] = at, m.Member
 		}
 		expired := now.After(f.expiry(m))

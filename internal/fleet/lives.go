@@ -101,6 +101,7 @@ func (m *member) leaves() bool {
 // settle notes what a change of a member has made of it and of its gateway. The caller
 // holds mu.
 func (f *Fleet) settle(m *member, reason string) {
+	f.track(m)
 	if m.told == "" { // it may have dialled back before the one who placed it comes to say so
 		f.noteMember(m, lifecycle.Placed, placedWhere(m.Member))
 	}

@@ -219,10 +219,10 @@ func (f *Fleet) keep() {
 		case <-f.done.Done():
 			return
 		case <-tick.C:
+			f.renew(f.done)
 		case <-f.urgent:
 		}
 		f.save()
-		f.renew(f.done)
 		f.adoptAll(f.done)
 		for m, reason := range f.overdue() {
 			if err := f.remove(f.done, m, reason); err != nil {
@@ -245,9 +245,8 @@ func (f *Fleet) overdue() map[*member]string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	out := map[*member]string{}
-	for _, m := range f.live {
+	for m := range f.unsettled {
 		switch {
-		case m.State == core.MemberLeaving:
 		case m.condemned != "":
 			out[m] = m.condemned
 		case m.retiring != "" && m.inflight == 0:

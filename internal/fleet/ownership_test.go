@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"path/filepath"
@@ -398,6 +399,23 @@ func (w *world) check() {
 		w.seen[a] = l
 	}
 	w.checkIndex(rows)
+	w.fleet.checkUnsettled(w.t, w.seed)
+}
+
+// checkUnsettled compares the fleet's index of members that need attention with all of them.
+func (f *Fleet) checkUnsettled(t *testing.T, about any) {
+	t.Helper()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	want := map[*member]bool{}
+	for _, m := range f.live {
+		if m.State != core.MemberLeaving && (m.State != core.MemberReady || m.condemned != "" || m.retiring != "") {
+			want[m] = true
+		}
+	}
+	if !maps.Equal(want, f.unsettled) {
+		t.Fatalf("%v: %d members need attention, %d do by the index", about, len(want), len(f.unsettled))
+	}
 }
 
 // checkIndex compares the fleet's index of addresses with the store.

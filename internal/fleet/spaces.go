@@ -146,14 +146,13 @@ func (f *Fleet) occupancy(s *spaces, host, gatewayUID string) placement.Occupanc
 	out := placement.Occupancy{Members: s.tunnel(host).Held()}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, m := range f.live {
-		if m.Host != host || m.leaves() {
-			continue
-		}
-		if m.GatewayUID == gatewayUID {
+	for _, m := range f.members[gatewayUID] {
+		if m.Host == host && !m.leaves() {
 			out.OfGateway++
 		}
-		if m.State != core.MemberReady {
+	}
+	for m := range f.unsettled {
+		if m.Host == host && !m.leaves() && m.State != core.MemberReady {
 			out.Starting++
 		}
 	}

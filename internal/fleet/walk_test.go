@@ -165,6 +165,7 @@ func (w *walk) later() { w.ahead.Add(int64(time.Duration(w.random.IntN(90)) * ti
 // check holds what was noted against the machines.
 func (w *walk) check() {
 	w.t.Helper()
+	w.fleet.checkUnsettled(w.t.(*testing.T), w.trace)
 	follow(w, core.TransitionOfGateway, lifecycle.Gateways, core.GatewayPaused)
 	follow(w, core.TransitionOfMember, lifecycle.Members, "")
 }
