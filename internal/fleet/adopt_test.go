@@ -40,10 +40,7 @@ func TestAddressByDHCP(t *testing.T) {
 	h := r.host("h", func(h *scripted) {
 		h.dhcp = func(core.GoalMember) netip.Addr { before = r.leases(); return address }
 	})
-	g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
-	if err != nil {
-		t.Fatal(err)
-	}
+	g := r.acquire()
 	g.Release()
 	h.mu.Lock()
 	if len(before) != 0 || g.Member.Address != address || h.present[g.Member.ID].Address != address {
@@ -53,18 +50,13 @@ func TestAddressByDHCP(t *testing.T) {
 	if l := r.leases(); len(l) != 1 || l[0].Address != address || l[0].Member != g.Member.ID || l[0].State != core.LeaseHeld {
 		t.Errorf("leases %+v; want that of the member", l)
 	}
-	if err := r.fleet.Pause(within(t, 10*time.Second), corpBI, "test"); err != nil {
-		t.Fatal(err)
-	}
+	r.pause("test")
 	// What need not rest may be cleared away already.
 	if l := r.leases(); len(l) > 1 || len(l) == 1 && l[0].State != core.LeaseQuarantined {
 		t.Errorf("leases %+v; want none that is held", l)
 	}
 	// The server gives the address again at once.
-	again, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
-	if err != nil {
-		t.Fatal(err)
-	}
+	again := r.acquire()
 	again.Release()
 	if l := r.leases(); len(l) != 1 || l[0].Address != address || l[0].Member != again.Member.ID || again.Member.ID == g.Member.ID || l[0].State != core.LeaseHeld {
 		t.Errorf("leases %+v; want that of the next member, %s", l, again.Member.ID)
@@ -81,10 +73,7 @@ func TestAddressByDHCPIsHeld(t *testing.T) {
 	h := r.host("h", func(h *scripted) {
 		h.keep, h.dhcp = true, func(core.GoalMember) netip.Addr { return address }
 	})
-	first, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
-	if err != nil {
-		t.Fatal(err)
-	}
+	first := r.acquire()
 	first.Release()
 	r.eventually("the wake is over", func() bool { // else it ends as one whose member did not come up
 		r.fleet.mu.Lock()
@@ -169,10 +158,7 @@ func TestAddressByDHCPSurvivesTheService(t *testing.T) {
 	r.host("h", func(h *scripted) {
 		h.dhcp = func(core.GoalMember) netip.Addr { return netip.MustParseAddr("10.20.0.6") }
 	})
-	g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
-	if err != nil {
-		t.Fatal(err)
-	}
+	g := r.acquire()
 	defer g.Release()
 	if g.Member.ID != id || g.Member.Address != netip.MustParseAddr("10.20.0.6") {
 		t.Errorf("member %s at %s; want %s at 10.20.0.6", g.Member.ID, g.Member.Address, id)

@@ -240,6 +240,28 @@ func (h *scripted) install(image string) {
 	h.obey(last)
 }
 
+// acquire takes a member of the gateway, which wakes if it must.
+func (r *rig) acquire() Grant {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	g, err := r.fleet.Acquire(ctx, corpBI)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return g
+}
+
+// pause pauses the gateway until its host has confirmed that nothing of it is left.
+func (r *rig) pause(reason string) {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := r.fleet.Pause(ctx, corpBI, reason); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
 func (r *rig) eventually(what string, cond func() bool) {
 	r.t.Helper()
 	for deadline := time.Now().Add(120 * time.Second); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
@@ -270,12 +292,9 @@ func TestLeaseStaysUntilTeardownIsConfirmed(t *testing.T) {
 			t.Parallel()
 			r := newRig(t)
 			r.host("h", tt.configure)
-			g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
-			if err != nil {
-				t.Fatal(err)
-			}
+			g := r.acquire()
 			g.Release()
-			err = r.fleet.Pause(within(t, 700*time.Millisecond), corpBI, "test")
+			err := r.fleet.Pause(within(t, 700*time.Millisecond), corpBI, "test")
 			if errs.ClassOf(err) != errs.Timeout {
 				t.Errorf("pause: %v, want a time-out", err)
 			}
@@ -298,10 +317,7 @@ func TestMemberThatEndsIsReplaced(t *testing.T) {
 	h.mu.Lock()
 	h.exit = ""
 	h.mu.Unlock()
-	g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
-	if err != nil {
-		t.Fatal(err)
-	}
+	g := r.acquire()
 	g.Release()
 	r.eventually("the first member is gone", func() bool { return len(r.fleet.Members(tenant)) == 1 })
 }
@@ -310,10 +326,7 @@ func TestMembersOutliveTheService(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	h := r.host("h", nil)
-	g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
-	if err != nil {
-		t.Fatal(err)
-	}
+	g := r.acquire()
 	g.Release()
 	h.conn.Close()
 	r.close()
@@ -324,10 +337,7 @@ func TestMembersOutliveTheService(t *testing.T) {
 		t.Fatal("the member is not expected any more")
 	}
 	r.fleet.TunnelUp(g.Member.ID, g.Member.Generation)
-	again, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
-	if err != nil {
-		t.Fatal(err)
-	}
+	again := r.acquire()
 	defer again.Release()
 	if again.Member.ID != g.Member.ID {
 		t.Errorf("member %s was injected although %s ran", again.Member.ID, g.Member.ID)
@@ -343,17 +353,12 @@ func TestOldGenerationIsNotLive(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	r.host("h", nil)
-	g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
-	if err != nil {
-		t.Fatal(err)
-	}
+	g := r.acquire()
 	g.Release()
 	if r.fleet.Live(g.Member.ID, g.Member.Generation-1) {
 		t.Error("an older generation is live")
 	}
-	if err := r.fleet.Pause(within(t, 10*time.Second), corpBI, "test"); err != nil {
-		t.Fatal(err)
-	}
+	r.pause("test")
 	if r.fleet.Live(g.Member.ID, g.Member.Generation) {
 		t.Error("a member that was torn down is live")
 	}
@@ -363,10 +368,7 @@ func TestFateOfAMember(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	h := r.host("h", nil)
-	g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
-	if err != nil {
-		t.Fatal(err)
-	}
+	g := r.acquire()
 	defer g.Release()
 	m := g.Member
 	if fate := r.fleet.Fate(within(t, 10*time.Second), m.ID, m.Generation); fate != "" {
@@ -394,10 +396,7 @@ func TestAnotherMachineCannotConfirmATeardown(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	a := r.host("h", func(h *scripted) { h.keep = true })
-	g, err := r.fleet.Acquire(within(t, 5*time.Second), corpBI)
-	if err != nil {
-		t.Fatal(err)
-	}
+	g := r.acquire()
 	g.Release()
 	_ = r.fleet.Pause(within(t, 300*time.Millisecond), corpBI, "test") // a does not tear it down
 	b := r.host("h", func(h *scripted) { h.place = "elsewhere" })
@@ -416,10 +415,7 @@ func TestForgetHost(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	h := r.host("h", nil)
-	g, err := r.fleet.Acquire(within(t, 5*time.Second), corpBI)
-	if err != nil {
-		t.Fatal(err)
-	}
+	g := r.acquire()
 	g.Release()
 	var recorded []core.Lease
 	forget := func(force bool) (int, error) {

@@ -2,7 +2,6 @@ package fleet
 
 import (
 	"testing"
-	"time"
 
 	"github.com/sluice-gateway/sluice/internal/core"
 	"github.com/sluice-gateway/sluice/internal/store"
@@ -57,14 +56,9 @@ func TestEveryHostHearsOfGroupsMembers(t *testing.T) {
 		}
 	}
 	r.eventually("both hosts have the group, empty", grouped(0))
-	g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
-	if err != nil {
-		t.Fatal(err)
-	}
+	g := r.acquire()
 	r.eventually("both hosts have the member's address in the group", grouped(1))
 	g.Release()
-	if err := r.fleet.Pause(within(t, 10*time.Second), corpBI, "test"); err != nil {
-		t.Fatal(err)
-	}
+	r.pause("test")
 	r.eventually("both hosts have the group, empty again", grouped(0))
 }

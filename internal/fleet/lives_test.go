@@ -46,9 +46,7 @@ func TestHistoryOfAGateway(t *testing.T) {
 	if l := r.fleet.Life(corpBI.UID); l.State != core.GatewayRunning || l.Since.IsZero() || l.Reason != "a member is ready" {
 		t.Errorf("it stands as %+v", l)
 	}
-	if err := r.fleet.Pause(within(t, 10*time.Second), corpBI, "no longer needed"); err != nil {
-		t.Fatal(err)
-	}
+	r.pause("no longer needed")
 	want := []string{
 		"Paused -wake requested-> Waking", "Waking -member ready-> Running", "Running -drain begun-> Draining", "Draining -torn down-> Paused",
 	}

@@ -14,17 +14,12 @@ func TestPauseQuarantinesTheAddress(t *testing.T) {
 	r := newRig(t)
 	r.host("h", nil)
 	wake := func() netip.Addr {
-		g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
-		if err != nil {
-			t.Fatal(err)
-		}
+		g := r.acquire()
 		g.Release()
 		return g.Member.Address
 	}
 	first := wake()
-	if err := r.fleet.Pause(within(t, 10*time.Second), corpBI, "test"); err != nil {
-		t.Fatal(err)
-	}
+	r.pause("test")
 	leases := r.leases()
 	if len(leases) != 1 || leases[0].State != core.LeaseQuarantined {
 		t.Fatalf("after the pause: %+v, want one quarantined lease", leases)
@@ -36,9 +31,7 @@ func TestPauseQuarantinesTheAddress(t *testing.T) {
 			t.Fatalf("address %s was leased again in its quarantine", a)
 		}
 		seen[a] = true
-		if err := r.fleet.Pause(within(t, 10*time.Second), corpBI, "test"); err != nil {
-			t.Fatal(err)
-		}
+		r.pause("test")
 	}
 	if _, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI); errs.ClassOf(err) != errs.Exhausted {
 		t.Fatalf("with every address in quarantine: %v, want class exhausted", err)
@@ -49,15 +42,10 @@ func TestPauseCutsQueriesAfterTheDrain(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	r.host("h", nil)
-	g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
-	if err != nil {
-		t.Fatal(err)
-	}
+	g := r.acquire()
 	defer g.Release()
 	begun := time.Now()
-	if err := r.fleet.Pause(within(t, 10*time.Second), corpBI, "test"); err != nil {
-		t.Fatal(err)
-	}
+	r.pause("test")
 	if took := time.Since(begun); took < 300*time.Millisecond {
 		t.Errorf("the pause took %s: it did not wait for the query in flight", took)
 	}
@@ -67,10 +55,7 @@ func TestQueriesWaitForAPause(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	r.host("h", nil)
-	g, err := r.fleet.Acquire(within(t, 5*time.Second), corpBI)
-	if err != nil {
-		t.Fatal(err)
-	}
+	g := r.acquire()
 	paused := make(chan error, 1)
 	go func() { paused <- r.fleet.Pause(within(t, 5*time.Second), corpBI, "test") }()
 	r.eventually("it drains", func() bool {
@@ -117,9 +102,7 @@ func TestPauseDuringAWakeCostsNoQuery(t *testing.T) {
 	h.mu.Lock()
 	h.noDial = false
 	h.mu.Unlock()
-	if err := r.fleet.Pause(within(t, 5*time.Second), corpBI, "paused"); err != nil {
-		t.Fatal(err)
-	}
+	r.pause("paused")
 	if err := <-res; err != nil {
 		t.Errorf("the query that waited: %v", err)
 	}

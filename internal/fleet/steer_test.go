@@ -1,11 +1,9 @@
 package fleet
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -59,10 +57,7 @@ func TestAutoPause(t *testing.T) {
 	r := newRig(t)
 	r.host("h", nil)
 	r.spec(func(g *core.Gateway) { g.AutoPause = core.Duration(50 * time.Millisecond) })
-	g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
-	if err != nil {
-		t.Fatal(err)
-	}
+	g := r.acquire()
 	for range 3 { // ticks
 		r.fleet.steer()
 		time.Sleep(30 * time.Millisecond)
@@ -125,9 +120,7 @@ func TestMinIsKeptUp(t *testing.T) {
 		ready := r.ready()
 		return len(ready) == 2 && ready[0].ID != lost.ID && ready[1].ID != lost.ID
 	})
-	if err := r.fleet.Pause(within(t, 10*time.Second), corpBI, "a test asked"); err != nil {
-		t.Fatal(err)
-	}
+	r.pause("a test asked")
 	r.fleet.steer()
 	if s := r.state(); s != core.GatewayPaused {
 		t.Errorf("after a pause on command it is %s", s)
@@ -195,31 +188,13 @@ func TestRollingReplacement(t *testing.T) {
 	r.eventually("a member", func() bool { return len(r.ready()) == 1 })
 	old := r.ready()[0]
 
-	ctx, stop := context.WithCancel(context.Background())
-	var clients sync.WaitGroup
-	for range 4 {
-		clients.Go(func() {
-			for ctx.Err() == nil {
-				g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
-				if err != nil {
-					t.Errorf("a query failed: %v", err)
-					return
-				}
-				time.Sleep(time.Millisecond)
-				if !r.fleet.Live(g.Member.ID, g.Member.Generation) {
-					t.Errorf("member %s went away under a query", g.Member.ID)
-				}
-				g.Release()
-			}
-		})
-	}
+	stop := r.load(t, 4)
 	r.spec(func(g *core.Gateway) { g.Size = core.MemberSize{CPUs: 1, MemoryMiB: 512} })
 	r.eventually("only the new one is left", func() bool {
 		all := r.fleet.Members(tenant)
 		return len(all) == 1 && all[0].ID != old.ID && all[0].State == core.MemberReady
 	})
 	stop()
-	clients.Wait()
 	if size := r.ready()[0].Size; size.MemoryMiB != 512 {
 		t.Errorf("its size is %+v", size)
 	}
@@ -288,10 +263,7 @@ func TestSchedule(t *testing.T) {
 	if why := r.reasonOf(core.TransitionOfGateway, "Paused -wake requested-> Waking"); why != `its schedule: wake at "0 7 * * *", UTC` {
 		t.Errorf("woken because of %q", why)
 	}
-	g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
-	if err != nil {
-		t.Fatal(err)
-	}
+	g := r.acquire()
 	at(19)
 	r.fleet.steer()
 	if s := r.state(); s != core.GatewayRunning {

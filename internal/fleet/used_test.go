@@ -30,17 +30,12 @@ func TestAutoPauseGoesOnAfterARestart(t *testing.T) {
 			r := newRig(t)
 			r.host("h", nil)
 			r.spec(func(g *core.Gateway) { g.AutoPause = core.Duration(30 * time.Minute) })
-			g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
-			if err != nil {
-				t.Fatal(err)
-			}
+			g := r.acquire()
 			g.Release()
 			r.fleet.saveUsed(true)
 			r.ahead.Add(int64(c.before))
 			if c.wokenBetween {
-				if err := r.fleet.Pause(within(t, 10*time.Second), corpBI, "a test asked"); err != nil {
-					t.Fatal(err)
-				}
+				r.pause("a test asked")
 				r.wake("a test asked")
 				r.fleet.save()
 			}
@@ -76,10 +71,7 @@ func TestUseIsStoredWhileQueriesRun(t *testing.T) {
 	r := newRig(t)
 	r.host("h", nil)
 	r.spec(func(g *core.Gateway) { g.AutoPause = core.Duration(30 * time.Minute) })
-	g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
-	if err != nil {
-		t.Fatal(err)
-	}
+	g := r.acquire()
 	defer g.Release()
 	stored := func() (text string) {
 		_ = r.store.Read(t.Context(), func(tx store.Tx) (err error) { // NotFound: nothing yet

@@ -41,10 +41,7 @@ func TestWakePhases(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	r.host("h", nil)
-	g, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
-	if err != nil {
-		t.Fatal(err)
-	}
+	g := r.acquire()
 	defer g.Release()
 	var names []string
 	for _, p := range g.Wake {
@@ -87,10 +84,7 @@ func TestReleaseCountsOnce(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	r.host("h", nil)
-	g, err := r.fleet.Acquire(within(t, 5*time.Second), corpBI)
-	if err != nil {
-		t.Fatal(err)
-	}
+	g := r.acquire()
 	g.Release()
 	g.Release()
 	for _, n := range r.fleet.InFlight("g1") {
