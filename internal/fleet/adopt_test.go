@@ -33,7 +33,7 @@ func (r *rig) byDHCP() {
 // then one, in the goal state, until the teardown is confirmed.
 func TestAddressByDHCP(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := calm(t)
 	r.byDHCP()
 	address := netip.MustParseAddr("10.20.0.5")
 	var before []core.Lease
@@ -128,7 +128,7 @@ func TestAddressByDHCPThatNobodyCanHave(t *testing.T) {
 	for _, a := range []string{"10.20.0.1", "10.20.0.7", "10.20.0.9", "192.168.7.7"} {
 		t.Run(a, func(t *testing.T) {
 			t.Parallel()
-			r := newRig(t)
+			r := calm(t)
 			r.byDHCP()
 			r.host("h", func(h *scripted) { h.dhcp = func(core.GoalMember) netip.Addr { return netip.MustParseAddr(a) } })
 			_, err := r.fleet.Acquire(within(t, 10*time.Second), corpBI)
@@ -146,7 +146,7 @@ func TestAddressByDHCPThatNobodyCanHave(t *testing.T) {
 // process.
 func TestAddressByDHCPSurvivesTheService(t *testing.T) {
 	t.Parallel()
-	r := newRig(t)
+	r := calm(t)
 	r.byDHCP()
 	h := r.host("h", nil) // obtains nothing
 	go func() { _, _ = r.fleet.Acquire(within(t, 10*time.Second), corpBI) }()
