@@ -66,7 +66,7 @@ func (c *corp) post(ctx context.Context, t *testing.T, sql string) *http.Respons
 // TestQueriesWaitTheirTurn fills the one slot and the one place of a gateway, and looks at
 // what clients of each kind are told, and at cancelling what waits and what runs.
 func TestQueriesWaitTheirTurn(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newCorpWith(t, "{concurrency: 1, queue: 1}")
 	api := c.Client()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
@@ -119,7 +119,7 @@ func TestQueriesWaitTheirTurn(t *testing.T) {
 }
 
 func TestRowLimitIsAnError(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newCorpWith(t, "{maxRows: 1000}")
 	if got := len(c.rows("select generate_series(1, 1000)")); got != 1000 {
 		t.Errorf("%d rows at the limit", got)
@@ -132,7 +132,7 @@ func TestRowLimitIsAnError(t *testing.T) {
 
 // TestAStalledClientIsCutAndSlowsNobody: clients that read a little and then nothing.
 func TestAStalledClientIsCutAndSlowsNobody(t *testing.T) {
-	t.Parallel()
+	waiting.take(t)
 	c := newCorpWith(t, "{stall: 3s}")
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
@@ -177,7 +177,7 @@ func wantSwift(t *testing.T, times int, query func()) {
 
 // TestAMemberDiesBeforeTheAnswer: the query is run again on another one.
 func TestAMemberDiesBeforeTheAnswer(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newCorpWith(t, "{concurrency: 5}")
 	api := c.Client()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
@@ -201,7 +201,7 @@ func TestAMemberDiesBeforeTheAnswer(t *testing.T) {
 
 // TestASourceThatIsDownFailsFast, and so it says, until it is back.
 func TestASourceThatIsDownFailsFast(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	pg := startPG(t)
 	c := newCorpOn(t, pg)
 	if got := c.value("select 1"); got != "1" {
@@ -224,7 +224,7 @@ func TestASourceThatIsDownFailsFast(t *testing.T) {
 
 // TestQueryLogFile: the file has the record of each query, and no statement where none is kept.
 func TestQueryLogFile(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := prepareCorp(t, t, sharedPG(t))
 	file := filepath.Join(c.Dir, "queries.jsonl")
 	c.Up("--query-log", file, "--query-sql", "hash")

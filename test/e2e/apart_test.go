@@ -26,7 +26,7 @@ import (
 
 // TestServiceAndHostApart runs the two roles as processes of their own.
 func TestServiceAndHostApart(t *testing.T) {
-	t.Parallel()
+	waiting.take(t)
 	c := prepareCorp(t, t, sharedPG(t))
 	c.Service()
 	eventually(t, 60*time.Second, "the service answers", func() bool { return c.Sluice("get", "gateways").Exit == 0 })
@@ -67,7 +67,7 @@ func TestServiceAndHostApart(t *testing.T) {
 // TestChangesWaitForHosts: what applies, replaces and deletes comes back once the host has acted
 // on it; if that takes too long, with that said; or at once if nobody wants to wait.
 func TestChangesWaitForHosts(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := prepareCorp(t, t, sharedPG(t))
 	c.Service()
 	eventually(t, 15*time.Second, "the service answers", func() bool { return c.Sluice("get", "gateways").Exit == 0 })
@@ -153,7 +153,7 @@ func (c *corp) call(method, path string, in, out any) {
 
 // TestAHostThatIsRefused joins with a wrong token, and trusts the wrong service.
 func TestAHostThatIsRefused(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := prepareCorp(t, t, sharedPG(t))
 	c.Service()
 	eventually(t, 60*time.Second, "the service answers", func() bool { return c.Sluice("get", "gateways").Exit == 0 })

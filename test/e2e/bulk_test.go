@@ -30,7 +30,7 @@ func TestTenMillionRows(t *testing.T) {
 	if testing.Short() {
 		t.Skip("streams ten million rows: about half a minute of two cores")
 	}
-	t.Parallel()
+	busy.take(t)
 	c := newCorp(t)
 	rows := fmt.Sprintf("from generate_series(1, %d) i", bulkRows)
 	sql := "select i::int8 as id, (i::int8 * 7919 % 1000003)::int4 as part, 'row ' || i as label, nullif(i % 10, 0) as digit " + rows

@@ -31,7 +31,7 @@ const chaosClients = 32
 // restarts and the data directory's disk is full. Each answer is the right one or a clear error;
 // afterwards the invariants hold.
 func TestChaosAnswersAreRightOrErrors(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	l := newChaos(t)
 	watch := watchAddresses(t, l.corp)
 	tally := &tally{failed: map[string]int{}}

@@ -53,7 +53,7 @@ func newClocks(t *testing.T) *clocks {
 // TestClocksThatDifferByMinutesAreHarmless has service and host some minutes apart, either way
 // round, while the gateway pauses and wakes and each of them starts anew: nothing fails.
 func TestClocksThatDifferByMinutesAreHarmless(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newClocks(t)
 	for _, apart := range []struct{ service, host time.Duration }{
 		{3 * time.Minute, -3 * time.Minute}, {-3 * time.Minute, 3 * time.Minute}, {0, -time.Hour}, {0, time.Hour}, {-time.Hour, 0}, {time.Hour, 0},
@@ -82,7 +82,7 @@ func TestClocksThatDifferByMinutesAreHarmless(t *testing.T) {
 // TestServiceThatStartsDaysAhead starts the service with a clock by which every certificate has
 // ended, and then with the true one: members and host come back by themselves, each time.
 func TestServiceThatStartsDaysAhead(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newClocks(t)
 	c.value("select 1")
 	for _, offset := range []time.Duration{40 * 24 * time.Hour, 0} {
@@ -102,7 +102,7 @@ func TestServiceThatStartsDaysAhead(t *testing.T) {
 // error; gateways neither wake nor pause more often than their schedules and queries say; once
 // the clocks are right, everything is.
 func TestChaosClocksMove(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newClocks(t)
 	watch := watchAddresses(t, c.corp)
 	sum := &tally{failed: map[string]int{}}

@@ -44,7 +44,7 @@ func buildIntruder(t *testing.T) string {
 // TestConfinementFromInside has the real host run another program in a member's place,
 // which tries what a member that was taken over would try.
 func TestConfinementFromInside(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := prepareCorp(t, t, sharedPG(t))
 	c.Up("--gateway-program", buildIntruder(t))
 	c.applyExample()
@@ -209,7 +209,7 @@ func checkMounts(t *testing.T, mounts string) {
 
 // TestConfinementOfTheRealMember looks at a member that works, from outside.
 func TestConfinementOfTheRealMember(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newCorp(t)
 	c.value("select 1")
 	m := onlyMember(t, c.Client())
@@ -287,7 +287,7 @@ func (c *corp) checkLimits(t *testing.T, pid, cpus int, memory int64) {
 // TestOutOfMemoryIsSaid has a member take more memory than its gateway's size allows: the
 // command that waited for it says so, with the limit.
 func TestOutOfMemoryIsSaid(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := prepareCorp(t, t, sharedPG(t))
 	up := c.Up("--gateway-program", buildIntruder(t))
 	c.rewrite("gateway.yaml", "autoPause: 30m", "autoPause: 30m\nsize: {memoryMiB: 64}")
@@ -305,7 +305,7 @@ func TestOutOfMemoryIsSaid(t *testing.T) {
 // TestOutOfMemoryInAQuery has a real member of the smallest size take a value that does
 // not fit: the query fails, and the next one works.
 func TestOutOfMemoryInAQuery(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := prepareCorp(t, t, sharedPG(t))
 	c.Up()
 	c.rewrite("gateway.yaml", "autoPause: 30m", "autoPause: 30m\nsize: {memoryMiB: 64}")

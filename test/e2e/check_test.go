@@ -12,7 +12,7 @@ import (
 
 // TestCheck asks for the rules' verdict and for a probe, which must agree.
 func TestCheck(t *testing.T) {
-	t.Parallel()
+	waiting.take(t)
 	c := prepareCorp(t, t, sharedPG(t))
 	c.Up()
 	// The gateways' own rules allow one more port, which the data subnet's then deny.
@@ -74,7 +74,7 @@ func TestCheck(t *testing.T) {
 // TestCheckAgreesEverywhere probes a grid of addresses and ports: wherever the rules
 // allow and someone answers, or the rules deny, the probe says the same.
 func TestCheckAgreesEverywhere(t *testing.T) {
-	t.Parallel()
+	waiting.take(t)
 	c := newCorp(t)
 	cl := c.Client()
 	for _, host := range []string{"10.20.1.4", "10.20.0.1", "10.20.0.2", "169.254.1.1", "127.0.0.1"} {
@@ -102,7 +102,7 @@ func TestCheckAgreesEverywhere(t *testing.T) {
 
 // TestARuleThatDeniesIsNamedByTheQuery changes the rules under a gateway that runs.
 func TestARuleThatDeniesIsNamedByTheQuery(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newCorp(t)
 	if got := c.value("select 1"); got != "1" {
 		t.Fatalf("before the change: %q", got)
@@ -120,7 +120,7 @@ func TestARuleThatDeniesIsNamedByTheQuery(t *testing.T) {
 }
 
 func TestDataSourceTest(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newCorp(t)
 	out := c.Must("datasource", "test", source)
 	for _, step := range []string{"resolve", "connect", "sign-in"} {

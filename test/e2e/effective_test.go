@@ -17,7 +17,7 @@ import (
 // TestEffectiveRulesAndRoutes runs the commands and compares what they say with what the
 // kernel holds in the network's namespace.
 func TestEffectiveRulesAndRoutes(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newCorp(t)
 	c.rewrite("network.yaml", "    natGateway: egress\n", "    natGateway: egress\n    routeTable: private\n")
 	c.Apply("kind: RouteTable\nname: private\nroutes:\n  - {name: closed, prefix: 192.0.2.0/24, nextHop: None}\n")

@@ -49,7 +49,7 @@ func (c *corp) input(text string, args ...string) (string, error) {
 }
 
 func TestExampleAppliesAsItStands(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := prepareCorp(t, t, sharedPG(t))
 	c.Up()
 
@@ -80,7 +80,7 @@ func TestExampleAppliesAsItStands(t *testing.T) {
 }
 
 func TestWhatGetPrintsAppliesUnchanged(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := sharedCorp(t)
 	var doc strings.Builder
 	for _, kind := range []string{"virtualnetworks", "NetworkSecurityGroup", "natgateways", "privatednszones", "PRIVATEENDPOINTS", "gateway"} {
@@ -104,7 +104,7 @@ func TestWhatGetPrintsAppliesUnchanged(t *testing.T) {
 }
 
 func TestDryRunChangesNothing(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newCorp(t)
 	before := c.Must("get", "networksecuritygroup", "data", "-o", "json")
 	c.rewrite("network.yaml", "only-gateways", "gateways-alone")
@@ -125,7 +125,7 @@ func TestDryRunChangesNothing(t *testing.T) {
 }
 
 func TestTimelineNamesEveryPhase(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newCorp(t)
 	r := c.Sluice("query", "-s", source, "--timeline", "select 1")
 	if r.Exit != 0 {

@@ -12,7 +12,7 @@ import (
 // TestFilesThatAreWrong applies files with mistakes: each is named with file, line,
 // field and reason, several at once, and nothing is applied.
 func TestFilesThatAreWrong(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newCorp(t)
 	before := c.Must("get", "virtualnetworks", "-o", "json") + c.Must("get", "networksecuritygroups", "-o", "json")
 	for _, tc := range []struct {
@@ -67,7 +67,7 @@ rules:
 
 // TestWhatIsInUseStays deletes what others need, and then everything in order.
 func TestWhatIsInUseStays(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newCorp(t)
 	if got := c.value("select 1"); got != "1" { // a member runs
 		t.Fatal(got)
@@ -129,7 +129,7 @@ func kernelObjects(c *corp) []string {
 }
 
 func TestCommandLinesThatAreWrong(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := sharedCorp(t)
 	for _, tc := range []struct {
 		args  []string

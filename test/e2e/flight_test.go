@@ -120,7 +120,7 @@ func texts(rd array.RecordReader) ([][]string, error) {
 }
 
 func TestFlightStatements(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c, cnxn := adbcShared(t, "shop_statements")
 	rows, schema, err := run(t, cnxn, "select no, amount, notes from shop_statements.orders order by no limit 2")
 	if err != nil {
@@ -152,7 +152,7 @@ func TestFlightStatements(t *testing.T) {
 }
 
 func TestFlightPreparedStatements(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	_, cnxn := adbcShared(t, "shop_prepared")
 	st := newStatement(t, cnxn, "select no, amount from shop_prepared.orders where customer = $1 and amount > $2 order by no")
 	if err := st.Prepare(t.Context()); err != nil {
@@ -198,7 +198,7 @@ func TestFlightPreparedStatements(t *testing.T) {
 }
 
 func TestFlightMetadata(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	_, cnxn := adbcShared(t, "shop_metadata")
 	schema, catalog := "shop_metadata", source
 	objects := func(depth adbc.ObjectDepth) string {
@@ -286,7 +286,7 @@ func (c *corp) flightClient(headers ...string) (*flightsql.Client, context.Conte
 }
 
 func TestFlightKeys(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c, _ := adbcShared(t, "shop_keys")
 	cl, ctx := c.flightClient()
 	schema := "shop_keys"
@@ -326,7 +326,7 @@ func TestFlightKeys(t *testing.T) {
 }
 
 func TestFlightCancel(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := sharedCorp(t)
 	cl, ctx := c.flightClient()
 	t.Run("by the client's context", func(t *testing.T) {
@@ -379,7 +379,7 @@ func TestFlightCancel(t *testing.T) {
 }
 
 func TestFlightSignIn(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newCorp(t) // bad tokens slow their sender down: not on the shared one
 	auth := driver.OptionAuthorizationHeader
 	basic := func(password string) string {
@@ -419,7 +419,7 @@ func TestFlightSignIn(t *testing.T) {
 }
 
 func TestFlightSource(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := sharedCorp(t)
 	header := driver.OptionRPCCallHeaderPrefix + "sluice-source"
 	wantError := func(options map[string]string, code adbc.Status, text string) {

@@ -22,7 +22,7 @@ import (
 // TestFlowLogCountsATransfer compares the log with counters that the kernel keeps on the
 // server's machine, for what was allowed, and at the rule, for what was denied.
 func TestFlowLogCountsATransfer(t *testing.T) {
-	t.Parallel()
+	waiting.take(t)
 	f := newFar(t, lanServer+"/24")
 	s := stack.New(t)
 	s.Up()

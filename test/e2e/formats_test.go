@@ -118,7 +118,7 @@ func readJSON(t testing.TB, body []byte) jsonResult {
 }
 
 func TestTheFourFormats(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := sharedCorp(t)
 	const rows = 20000
 	sql := fmt.Sprintf("select i as id, 'name, \"' || i as label, nullif(i %% 3, 0) as part from generate_series(1,%d) i order by 1", rows)
@@ -220,7 +220,7 @@ var routes = []struct{ method, path, body string }{
 }
 
 func TestNothingAnswersWithoutTheToken(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newCorp(t) // wrong tokens slow their sender down: not on the shared one
 	ask := func(method, path, body, authorization string) (int, string) {
 		req, err := http.NewRequestWithContext(t.Context(), method, "http://"+c.HTTP+path, strings.NewReader(body))
@@ -276,7 +276,7 @@ func TestNothingAnswersWithoutTheToken(t *testing.T) {
 }
 
 func TestABrokenResultCantBeTakenForAWholeOne(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := sharedCorp(t)
 	for _, accept := range []string{mediaCSV, mediaJSON, mediaArrow, mediaParquet} {
 		t.Run(accept, func(t *testing.T) {

@@ -55,7 +55,7 @@ func (c *corp) gatewayState() string {
 }
 
 func TestWakePauseRestart(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newCorp(t)
 	wantState := func(want string) {
 		t.Helper()
@@ -109,7 +109,7 @@ func TestWakePauseRestart(t *testing.T) {
 
 // TestPauseLetsQueriesFinish pauses a gateway that works.
 func TestPauseLetsQueriesFinish(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newCorp(t)
 	c.Must("gateway", "wake", gateway)
 	type answer struct{ out, err string }
@@ -131,7 +131,7 @@ func TestPauseLetsQueriesFinish(t *testing.T) {
 }
 
 func TestTables(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := sharedCorp(t)
 	c.value("select 1")
 	for kind, texts := range map[string][]string{
@@ -155,7 +155,7 @@ func TestTables(t *testing.T) {
 
 // TestStatusAndCleanup kills everything and removes what it left.
 func TestStatusAndCleanup(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newCorp(t)
 	c.Must("gateway", "wake", gateway)
 	member := c.onlyMember().ID

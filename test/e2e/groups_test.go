@@ -10,7 +10,7 @@ import (
 // TestGroups uses everything that a rule may name, and an NSG of the members' own, from
 // files to the query's error; and cuts a running query by an update with revoke.
 func TestGroups(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := prepareCorp(t, t, sharedPG(t))
 	c.Up()
 	c.rewrite("network.yaml", "source: [10.20.0.0/24], destination: [Any]", "source: [bi, Elsewhere], destination: [db]")

@@ -16,7 +16,7 @@ import (
 // TestGrowsOverHostsAndShrinks gives a gateway of one member, and two hosts, the load of four
 // members at once, and then that of less than one, and lets it come to rest; no query fails.
 func TestGrowsOverHostsAndShrinks(t *testing.T) {
-	t.Parallel()
+	waiting.take(t)
 	c := prepareCorp(t, t, sharedPG(t))
 	c.rewrite("gateway.yaml", "members: {min: 0, max: 2}", "members: {min: 1, max: 4}\nclasses: {interactive: {concurrency: 4}}")
 	c.Up("--shrink-after", "4s")

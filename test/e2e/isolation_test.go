@@ -43,7 +43,7 @@ type field struct {
 // frames of any content, floods, and as many connections as it can get. Each attack has a
 // control beside it that differs from it in the forged thing alone, and passes.
 func TestIsolation(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	b := newBattlefield(t)
 	b.Apply(fmt.Sprintf(besideTheAttacker, b.PG.Port, b.PG.Password))
 	f := &field{battlefield: b, twinTwo: b.memberOf(t, b.Client(), "twin-two")}

@@ -11,7 +11,7 @@ import (
 // is kept, the subnet keeps its link, and both go by force alone, with an audit entry. The
 // host comes back twice: once wiped, once with a member that nobody wants any more.
 func TestLeasesOfAHostThatIsAway(t *testing.T) {
-	t.Parallel()
+	waiting.take(t)
 	c := prepareCorp(t, t, sharedPG(t))
 	c.Service("--lease-time", "15s", "--quarantine", "1s")
 	eventually(t, 60*time.Second, "the service answers", func() bool { return c.Sluice("get", "gateways").Exit == 0 })

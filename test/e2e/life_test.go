@@ -48,7 +48,7 @@ func (c *corp) changed(to string) string {
 
 // TestAutoPauseAndWake lets a gateway pause by itself, and queries wake it.
 func TestAutoPauseAndWake(t *testing.T) {
-	t.Parallel()
+	waiting.take(t)
 	c := newCorp(t)
 	c.rewrite("gateway.yaml", "autoPause: 30m", "autoPause: 2s")
 	c.applyExample()
@@ -75,7 +75,7 @@ func TestAutoPauseAndWake(t *testing.T) {
 // TestAMemberThatHangsIsReplaced stops a member's process: it is found by the heartbeats that
 // it misses.
 func TestAMemberThatHangsIsReplaced(t *testing.T) {
-	t.Parallel()
+	waiting.take(t)
 	c := newCorp(t)
 	c.value("select 1")
 	m := c.onlyMember()
@@ -131,7 +131,7 @@ func (c *corp) load(clients int) (stop func() int64) {
 
 // TestRollingReplacement changes the size of a gateway of two members under load.
 func TestRollingReplacement(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newCorp(t)
 	c.rewrite("gateway.yaml", "members: {min: 0, max: 2}", "members: {min: 2, max: 2}\nsize: {cpus: 1, memoryMiB: 512}")
 	c.applyExample()

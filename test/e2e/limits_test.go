@@ -107,7 +107,7 @@ func (c *corp) readyOn(t *testing.T) (hosts []string) {
 // where there is room, by what is in use and by what is reserved; where there is none, a query
 // is refused at once, and the members that run go on.
 func TestPlacementGoesByWhatHostsHaveLeft(t *testing.T) {
-	t.Parallel()
+	waiting.take(t)
 	c := prepareCorp(t, t, sharedPG(t))
 	c.Service()
 	eventually(t, 60*time.Second, "the service answers", func() bool { return c.Sluice("get", "gateways").Exit == 0 })
@@ -189,7 +189,7 @@ func TestPlacementGoesByWhatHostsHaveLeft(t *testing.T) {
 
 // TestTheCPULimitHolds fills a member's control group with programs that take all the CPU they get.
 func TestTheCPULimitHolds(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	const cpus = 0.5
 	c := prepareCorp(t, t, sharedPG(t))
 	c.Up()

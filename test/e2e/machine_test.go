@@ -41,7 +41,7 @@ func upArgs(s *stack.Stack) []string {
 
 // TestASecondUp starts a second installation on what the first one holds.
 func TestASecondUp(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newCorp(t)
 	pid := fmt.Sprint(c.procPID("up"))
 	for _, tc := range []struct {
@@ -83,7 +83,7 @@ func (c *corp) procPID(name string) int {
 }
 
 func TestWithoutPrivileges(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	s := stack.New(t)
 	if err := os.Chmod(s.Dir, 0o777); err != nil {
 		t.Fatal(err)
@@ -104,7 +104,7 @@ func TestWithoutPrivileges(t *testing.T) {
 }
 
 func TestWithoutTools(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	for missing, present := range map[string]string{"runc": "nft", "nft": "runc"} {
 		t.Run(missing, func(t *testing.T) {
 			s := stack.New(t)
@@ -133,7 +133,7 @@ func TestWithoutTools(t *testing.T) {
 
 // TestDiskFull fills the data directory under a running installation.
 func TestDiskFull(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := prepareCorp(t, t, sharedPG(t))
 	if err := os.Mkdir(c.Data, 0o700); err != nil {
 		t.Fatal(err)
@@ -231,7 +231,7 @@ func manyRules(n int) string {
 
 // TestUpOnAFullDisk says at once, and with the path, that there is no room.
 func TestUpOnAFullDisk(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	s := stack.New(t)
 	if err := os.Mkdir(s.Data, 0o700); err != nil {
 		t.Fatal(err)

@@ -24,6 +24,7 @@ func init() { runtime.LockOSThread() } //nolint:gochecknoinits // main runs too 
 
 func TestMain(m *testing.M) {
 	skew.Main()
+	leaveToTurns()
 	code := m.Run()
 	if !whole.end() && code == 0 {
 		code = 1

@@ -113,7 +113,7 @@ func listenOutside(ns, address string) (l net.Listener, err error) {
 
 // TestThroughTheNATGateway reaches a data source outside the network.
 func TestThroughTheNATGateway(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newCorp(t)
 	o := newOutside(t, c.PG.Port, fmt.Sprintf("127.0.0.1:%d", c.PG.Port))
 	c.Apply(dataSource("outside", o.server, c.PG.Port, "orders", "report", password))

@@ -24,7 +24,7 @@ type natStatus struct {
 // TestNATGatewayAnswersARPNearby: a machine on a network of the host's own takes a public
 // address of that network for a neighbour, and has no other way to it.
 func TestNATGatewayAnswersARPNearby(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newCorp(t)
 	n := outsides.Add(1)
 	host, server := twoAddresses(int(n))
@@ -56,7 +56,7 @@ func TestNATGatewayAnswersARPNearby(t *testing.T) {
 // TestNATGatewayIsSeenAndDeleted: what went through it is in its status and in the
 // metrics; it and its network go together, by the files that declare them.
 func TestNATGatewayIsSeenAndDeleted(t *testing.T) {
-	t.Parallel()
+	waiting.take(t)
 	c := newCorp(t)
 	o := newOutside(t, c.PG.Port, fmt.Sprintf("127.0.0.1:%d", c.PG.Port))
 	c.Apply(dataSource("outside", o.server, c.PG.Port, "orders", "report", password))

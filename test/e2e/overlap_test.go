@@ -97,7 +97,7 @@ func splice(ctx context.Context, in net.Conn, target string) {
 // TestTwoNetworksWithTheSamePrefixes runs queries in both at once: same subnets, same
 // leased address, same endpoint address and port, different databases.
 func TestTwoNetworksWithTheSamePrefixes(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	red, blue := sharedPG(t), startPG(t)
 	port := fmt.Sprint(red.Port)
 	l, err := net.Listen("tcp", "127.0.0.2:"+port)

@@ -39,7 +39,7 @@ target: %q
 // TestThroughAPeering queries a server behind a peer's private endpoint, by its name: it
 // takes both sides' peerings, and leads to the peer's peers never.
 func TestThroughAPeering(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	f := newFarOnTheHost(t)
 	beyond := newStranger(t)
 	s := stack.New(t)

@@ -132,7 +132,7 @@ func expressions(t *testing.T) map[string]string {
 // TestDashboardAndAlertsOnARealPrometheus: it scrapes an installation that has had a wake, queries,
 // and a data source that went away; each panel has data, and each alert can be evaluated.
 func TestDashboardAndAlertsOnARealPrometheus(t *testing.T) {
-	t.Parallel()
+	waiting.take(t)
 	pg := startPG(t)
 	c := newCorpOn(t, pg)
 	p := startProm(t, c)
@@ -230,7 +230,7 @@ func TestDashboardAndAlertsOnARealPrometheus(t *testing.T) {
 
 // TestAlertRules runs the examples that say when each alert fires.
 func TestAlertRules(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	for _, args := range [][]string{{"check", "rules", "alerts.yaml"}, {"test", "rules", "alerts_test.yaml"}} {
 		cmd := exec.Command(debian(t, "promtool"), args...)
 		cmd.Dir = "../../deploy/prometheus"

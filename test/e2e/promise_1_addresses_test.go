@@ -23,7 +23,7 @@ import (
 // which rest for a millisecond only, while service, host and members are killed. The
 // confirmed teardown is then all that keeps an address from two members at once.
 func TestPromise1NoAddressTwice(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	l := newLab(t, sharedPG(t), "--quarantine", "1ms")
 	fighters := smallSubnet(l)
 	watch := watchAddresses(t, l.corp)

@@ -138,7 +138,7 @@ func dialFrom(space, addr string, uid int, within time.Duration) error {
 // TestPromise2HostIsOutOfReach tries, from a member's namespace, every address of the
 // host, every port of the tunnel's far end but the relay's, and the other network.
 func TestPromise2HostIsOutOfReach(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	b := newBattlefield(t)
 	from := b.memberSpace(b.attacker)
 	if err := dialFrom(b.memberSpace(b.twin), fmt.Sprintf("10.20.1.7:%d", b.echo), 0, 30*time.Second); err != nil {
@@ -250,7 +250,7 @@ func sendUDP(t *testing.T, space, addr, text string) {
 // interfaces while, from inside, connections are tried that the rules deny and frames are
 // sent that a member must not send.
 func TestPromise2DeniedPacketsStayInside(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	b := newBattlefield(t)
 	outside := []*sniffer{
 		sniff(t, "the virtual network, outgoing", b.vnetSpace(b.attacker), true, ""),
@@ -332,7 +332,7 @@ func (b *battlefield) deniedConnections(t *testing.T, from string) []attack {
 // TestPromise2RootInTheNamespaceStaysOutside gives the attacker more than any member has:
 // root in its namespace, free to take addresses and routes as it likes.
 func TestPromise2RootInTheNamespaceStaysOutside(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	b := newBattlefield(t)
 	listener := listenIn(t, b.memberSpace(b.neighbour), b.neighbour.Address.String()+":0")
 	from := b.memberSpace(b.attacker)

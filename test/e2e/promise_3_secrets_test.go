@@ -104,7 +104,7 @@ func watchProcesses(t *testing.T, secrets []secret) (stop func() map[string]bool
 // TestPromise3CredentialsNowhere uses passwords, a good one and a wrong one, in every way
 // that there is, at debug level, and then looks for them everywhere.
 func TestPromise3CredentialsNowhere(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	good, wrong := newSecret(), newSecret()
 	secrets := []secret{good, wrong}
 	pg := *sharedPG(t)

@@ -87,7 +87,7 @@ func procAddress(s string) string {
 // TestPromise4MemberListensOnNothing looks at the member's sockets from outside, while it
 // works, and tries to connect to it from everywhere that could.
 func TestPromise4MemberListensOnNothing(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newCorp(t)
 	api := c.Client()
 	c.value("select 1")
@@ -164,7 +164,7 @@ func localPorts(t *testing.T, space string, but uint16) []int {
 // TestPromise4NoInboundPort lists every socket that the host opened: in the private
 // network the endpoint and the resolver, on the tunnels the relay, nothing beyond.
 func TestPromise4NoInboundPort(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	l := newLab(t, sharedPG(t))
 	l.value("select 1")
 	m := onlyMember(t, l.api)

@@ -235,7 +235,7 @@ func (c *cutter) insert(text string) (remove func()) {
 // TestPromise5WholeOrError cuts results at random points in every format by every means:
 // the client has the whole result, or an error. Never less.
 func TestPromise5WholeOrError(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := &cutter{lab: newLab(t, startPG(t)), t: t, want: wholeResult(), rng: seeded(t)}
 	c.opts.patience = 2 * time.Minute
 	c.uncut()
@@ -383,7 +383,7 @@ func (c *cutter) readFlight(ctx context.Context, act func(), at float64) (string
 // TestPromise5SilentTunnel lets the tunnel fall silent for good in the middle of a result:
 // the client gets an error in bounded time, and the next query works.
 func TestPromise5SilentTunnel(t *testing.T) {
-	t.Parallel()
+	waiting.take(t)
 	if testing.Short() {
 		t.Skip("waits for time-outs of 15 s")
 	}

@@ -17,7 +17,7 @@ import (
 // rows, after ten million, and after ten million to a client that stops reading for a
 // while, when everything on the way fills up.
 func TestPromise6MemberMemoryFlat(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newCorp(t)
 	api := c.Client()
 	base := c.peakAfter(t, api, 1_000_000, 0)

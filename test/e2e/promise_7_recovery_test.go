@@ -28,7 +28,7 @@ import (
 // injections and queries for a minute. Afterwards everything agrees, a query works, no
 // address was held twice at any time, and a pause leaves nothing.
 func TestPromise7ChaosRecovers(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	l := newLab(t, sharedPG(t), "--quarantine", "200ms")
 	watch := watchAddresses(t, l.corp)
 	rng := seeded(t)
@@ -148,7 +148,7 @@ func (l *lab) checkDeleteLeavesNothing(t *testing.T) {
 // TestPromise7Reboot takes away what a reboot takes: every process, every namespace,
 // interface and table, and what is below /run. The data directory stays.
 func TestPromise7Reboot(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	l := newLab(t, sharedPG(t))
 	l.value("select 1")
 	before := onlyMember(t, l.api)
@@ -214,7 +214,7 @@ func run1(t *testing.T, name string, args ...string) {
 // force, while a member runs: it stays the same process with the same lease, its
 // connections through the rules stay open, and the next query needs no injection.
 func TestPromise7RestartsDisturbNothing(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	l := newLab(t, sharedPG(t))
 	l.rewrite("network.yaml", "priority: 4000, direction: Outbound, access: Deny", "priority: 4000, direction: Outbound, access: Allow")
 	l.applyExample()
@@ -251,7 +251,7 @@ func TestPromise7RestartsDisturbNothing(t *testing.T) {
 // TestPromise7HostRestartKeepsQueries kills the host in the middle of a result: the
 // result still comes whole, over the same connections.
 func TestPromise7HostRestartKeepsQueries(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	l := newLab(t, sharedPG(t))
 	l.value("select 1")
 	const rows = 400_000
@@ -354,7 +354,7 @@ func (f *flow) check(t *testing.T, when string) {
 // host in one process, and then finds as many descriptors, goroutines, namespaces and
 // interfaces as before. The soak test does many more with both apart.
 func TestPromise7NothingGrowsInOneProcess(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newCorp(t)
 	api := c.Client()
 	up := c.upPID(t)

@@ -76,7 +76,7 @@ func (c *corp) allRun(n int, image string) bool {
 // TestAnotherProgramIsRolledOut replaces the members' program on the disk under load, and while
 // the gateway is paused.
 func TestAnotherProgramIsRolledOut(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c, p, first := newRollout(t, "{min: 2, max: 2}")
 	eventually(t, 90*time.Second, "two members of the first build", func() bool { return c.allRun(2, first) })
 	old := c.readyMembers()
@@ -130,7 +130,7 @@ func (c *corp) wantReplaced(old []memberItem, why string) {
 
 // TestAProgramThatDoesNotStart replaces the members' program by one that ends at once.
 func TestAProgramThatDoesNotStart(t *testing.T) {
-	t.Parallel()
+	waiting.take(t)
 	c, p, first := newRollout(t, "{min: 1, max: 2}")
 	eventually(t, 90*time.Second, "a member", func() bool { return c.allRun(1, first) })
 	old := c.readyMembers()[0].ID

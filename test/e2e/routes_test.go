@@ -10,7 +10,7 @@ import (
 // TestRouteTables: a route to None takes a way away, one to Internet makes an exception to
 // it, and the query's error names the route.
 func TestRouteTables(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := newCorp(t)
 	f := newFarOnTheHost(t)
 	c.rewrite("network.yaml", "    natGateway: egress\n", "    natGateway: egress\n    routeTable: private\n")

@@ -30,7 +30,7 @@ const (
 // more than it was before: not in either half of the rest, so that what grows slowly is seen
 // as well.
 func TestPromise7NothingGrowsIn10000QueriesAnd500Wakes(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	s := newSoak(t)
 	legs := []*leg{{name: "warm", fifths: 1}, {name: "first half", fifths: 2}, {name: "second half", fifths: 2}}
 	var before counts

@@ -39,7 +39,7 @@ func closedPort(t *testing.T) int {
 // TestSourcesThatCantBeUsed checks the errors of sources that are wrong, away or out
 // of reach: each says at which step, what and why, and none takes long.
 func TestSourcesThatCantBeUsed(t *testing.T) {
-	t.Parallel()
+	waiting.take(t)
 	c := prepareCorp(t, t, sharedPG(t))
 	c.Up()
 	port, dead := c.PG.Port, closedPort(t)
@@ -94,7 +94,7 @@ dnsName: dead.corp.internal
 
 // TestStatementsThatFail checks the errors of statements on a source that works.
 func TestStatementsThatFail(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := sharedCorp(t)
 	c.PG.Exec(t, "create table if not exists read_only_check (a int); grant all on read_only_check to report")
 	for _, tc := range []struct {
@@ -143,7 +143,7 @@ func slowRows(mark string) string {
 
 // TestTheSourceDiesInTheMiddleOfAResult crashes the database server while rows flow.
 func TestTheSourceDiesInTheMiddleOfAResult(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	pg := startPG(t)
 	c := newCorpOn(t, pg)
 	for _, output := range []string{"csv", "json", "arrow"} {
@@ -210,7 +210,7 @@ func wantRecord(t *testing.T, c *corp, mark, state string) record {
 }
 
 func TestTheClientGoesAway(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := sharedCorp(t)
 	t.Run("in the middle of a result", func(t *testing.T) {
 		c := c.on(t)
@@ -285,7 +285,7 @@ func TestTheClientGoesAway(t *testing.T) {
 }
 
 func TestTimeouts(t *testing.T) {
-	t.Parallel()
+	waiting.take(t)
 	c := sharedCorp(t)
 	for name, sql := range map[string]string{
 		"before the first row":      "select pg_sleep(60) -- ",

@@ -19,7 +19,7 @@ import (
 // then nothing lose their queries, and with them the slots and the server's sessions; one on
 // the same connection that reads goes on.
 func TestAStalledFlightClientIsCutAndSlowsNobody(t *testing.T) {
-	t.Parallel()
+	waiting.take(t)
 	const stall = 10 * time.Second
 	c := newCorpWith(t, "{stall: 10s, concurrency: 6}")
 	cl, fctx := c.flightClient()

@@ -14,7 +14,7 @@ import (
 // TestAMemberThatHangsIsSuspectFirst stops one of two members for a while: the other gets the
 // queries long before the first is given up, and once it goes on it has its share again.
 func TestAMemberThatHangsIsSuspectFirst(t *testing.T) {
-	t.Parallel()
+	waiting.take(t)
 	c := newCorp(t)
 	c.rewrite("gateway.yaml", "members: {min: 0, max: 2}", "members: {min: 2, max: 2}")
 	c.applyExample()

@@ -130,7 +130,7 @@ func within(t *testing.T, child, parent span, service string) {
 
 // TestTracesJoinClientServiceHostAndMember: one trace per query, on a real receiver of OTLP.
 func TestTracesJoinClientServiceHostAndMember(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	r := newReceiver(t)
 	c := prepareCorp(t, t, sharedPG(t))
 	c.preceded(t, "export OTEL_EXPORTER_OTLP_ENDPOINT="+r.url+" OTEL_BSP_SCHEDULE_DELAY=100").Up()
@@ -242,7 +242,7 @@ func TestACollectorThatDoesNotAnswerHoldsUpNoQuery(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
+			busy.take(t)
 			c := prepareCorp(t, t, sharedPG(t))
 			up := c.preceded(t, "export OTEL_EXPORTER_OTLP_ENDPOINT="+url(t)+" OTEL_BSP_SCHEDULE_DELAY=10 OTEL_BSP_MAX_QUEUE_SIZE=8 OTEL_BSP_MAX_EXPORT_BATCH_SIZE=4").Up()
 			c.applyExample()

@@ -155,7 +155,7 @@ func psql(t *testing.T, pg *testpg.Server, sql string) [][]string {
 // TestEveryTypeValueForValue compares a table of all types, as it comes through the
 // gateway in three formats, with what psql prints straight from the server.
 func TestEveryTypeValueForValue(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := sharedCorp(t)
 	createTypes(t, c.PG, "value_for_value")
 	var names []string
@@ -245,7 +245,7 @@ func checkFields(t *testing.T, schema *arrow.Schema) {
 // TestValuesThatArrowLacks checks that a value without a counterpart makes its column
 // text, exactly as psql prints it, and that the field says why.
 func TestValuesThatArrowLacks(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := sharedCorp(t)
 	for name, value := range map[string]string{
 		"nan":        "'NaN'::numeric(10,2)",
@@ -276,7 +276,7 @@ func TestValuesThatArrowLacks(t *testing.T) {
 // TestALateValueThatArrowLacks ends a result that has begun in an error that names the
 // column, and gives the column as text the next time.
 func TestALateValueThatArrowLacks(t *testing.T) {
-	t.Parallel()
+	busy.take(t)
 	c := sharedCorp(t)
 	sql := "select case when i < 400000 then i::numeric(10,2) else 'NaN' end::numeric(10,2) as amount from generate_series(1,400000) i"
 	wantFailure(t, c.query(sql), 1, "amount", "NaN")

@@ -17,7 +17,7 @@ func TestAnIntruderOnAnUplink(t *testing.T) {
 	program := buildIntruder(t)
 	for _, name := range []string{"a bridge", "a NIC"} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
+			busy.take(t)
 			f := newFar(t, lanServer+"/24")
 			_, uplink := standing[name](t, f)
 			network := nettest.Watch(t, "the network", "/run/netns/"+f.ns, f.dev)

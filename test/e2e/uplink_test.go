@@ -73,7 +73,7 @@ func TestThroughAnUplink(t *testing.T) {
 	t.Parallel()
 	for name, stand := range standing {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
+			busy.take(t)
 			f := newFar(t, lanServer+"/24")
 			dev, uplink := stand(t, f)
 			before := nettest.Describe("", dev)
@@ -165,7 +165,7 @@ func vnetSpace(t *testing.T, s *stack.Stack) string {
 // has it while it runs, past a crash, and gives it back with the confirmed teardown; the
 // next member may have it at once.
 func TestByDHCP(t *testing.T) {
-	t.Parallel()
+	waiting.take(t)
 	f := newFar(t, lanServer+"/24")
 	leases := f.serveDHCP(t, "192.168.10.140", "192.168.10.141") // one for the uplink, one for a member
 	dev, uplink := standing["a bridge"](t, f)
@@ -201,7 +201,7 @@ func TestByDHCP(t *testing.T) {
 // TestByDHCPWithoutTheService: a host that is killed and started again while there is no
 // service extends what its members have leased, and they are the same when it is back.
 func TestByDHCPWithoutTheService(t *testing.T) {
-	t.Parallel()
+	waiting.take(t)
 	f := newFar(t, lanServer+"/24")
 	leases := f.serveDHCP(t, "192.168.10.140", "192.168.10.160", "--dhcp-option=option:T1,12", "--dhcp-option=option:T2,3000")
 	_, uplink := standing["a bridge"](t, f)
