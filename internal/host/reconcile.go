@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -262,20 +263,20 @@ func (h *Host) forgetTunnels(old, now map[netip.Addr]hostnet.PortKey) {
 // they are reported as present, because a teardown counts only when it is complete.
 func (h *Host) seeGone(ctx context.Context) {
 	h.mu.Lock()
-	none := len(h.going) == 0
+	going := slices.Collect(maps.Keys(h.going))
 	h.mu.Unlock()
-	if none {
+	if len(going) == 0 {
 		return
 	}
-	items, err := h.opts.Network.Inventory(ctx)
+	left, err := h.opts.Network.Left(ctx, going)
 	if err != nil {
-		h.log.Warn("what exists on the machine can't be listed", "error", err)
+		h.log.Warn("whether members' networks are gone from the machine can't be seen", "error", err)
+		left = going
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for k := range h.going {
-		why := fmt.Sprintf("member %s generation %d", k.Member, k.Generation)
-		if err == nil && !slices.ContainsFunc(items, func(it hostnet.Item) bool { return it.Why == why }) {
+	for _, k := range going {
+		if !slices.Contains(left, k) {
 			delete(h.going, k)
 		}
 	}

@@ -120,6 +120,9 @@ type Network interface {
 	Resolvers(vnetUID, subnet string) []netip.AddrPort
 	// Inventory lists what exists on the machine, present process or earlier one.
 	Inventory(ctx context.Context) ([]Item, error)
+	// Left returns which of these ports Inventory would still list something of. It asks
+	// the machine about them alone.
+	Left(ctx context.Context, ports []PortKey) ([]PortKey, error)
 	// Close ends listeners and goroutines; everything in the kernel stays.
 	Close() error
 	// CleanUp removes from the machine everything that this installation ever made,

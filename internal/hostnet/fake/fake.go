@@ -309,6 +309,18 @@ func (n *Network) Inventory(context.Context) ([]hostnet.Item, error) {
 	return items, nil
 }
 
+// Left implements hostnet.Network.
+func (n *Network) Left(_ context.Context, ports []hostnet.PortKey) (left []hostnet.PortKey, err error) {
+	n.machine.mu.Lock()
+	defer n.machine.mu.Unlock()
+	for _, k := range ports {
+		if _, exists := n.machine.ports[k]; exists {
+			left = append(left, k)
+		}
+	}
+	return left, nil
+}
+
 // Close implements hostnet.Network.
 func (n *Network) Close() error {
 	n.mu.Lock()

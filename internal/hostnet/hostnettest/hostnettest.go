@@ -143,10 +143,35 @@ func testPortsComeAndGo(t *testing.T, m Machine) {
 	wantPorts(t, set(t, n, config(vnets)))
 	wantPorts(t, set(t, n, config(vnets, a)), a)
 	wantPorts(t, set(t, n, config(vnets, a, b, c)), a, b, c)
+	wantLeft(t, n, a, b, c)
 	wantPorts(t, set(t, n, config(vnets, b, c)), b, c)
 	wantPorts(t, set(t, n, config(vnets[1:], c)), c)
+	wantLeft(t, n, c)
 	wantPorts(t, set(t, n, hostnet.Config{}))
+	wantLeft(t, n)
 	wantGone(t, n, a.Member, b.Member, c.Member, "VirtualNetwork red", "VirtualNetwork blue")
+}
+
+// wantLeft waits until of the three ports of testPortsComeAndGo, and of one that never was,
+// only these are left.
+func wantLeft(t *testing.T, n hostnet.Network, ports ...hostnet.Port) {
+	t.Helper()
+	var want, left []hostnet.PortKey
+	for _, p := range ports {
+		want = append(want, p.Key())
+	}
+	asked := []hostnet.PortKey{Port("red", 1).Key(), Port("red", 2).Key(), Port("blue", 3).Key(), Port("red", 4).Key()}
+	for range 200 {
+		var err error
+		if left, err = n.Left(bounded(t), asked); err != nil {
+			t.Fatal(err)
+		}
+		if slices.Equal(left, want) {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Errorf("left of the ports: %v, not %v", left, want)
 }
 
 // wantGone waits until the inventory knows nothing of these; removing may take a while.

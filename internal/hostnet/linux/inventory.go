@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -39,6 +40,77 @@ func (n *Network) Inventory(ctx context.Context) ([]hostnet.Item, error) {
 		return nil, err
 	}
 	return append(append(append(items, found...), uplinks...), n.inventoryListeners()...), nil
+}
+
+// Left implements hostnet.Network. A port has a namespace of its own, and an interface
+// in that of all tunnels and in that of one virtual network; which one is not known.
+func (n *Network) Left(ctx context.Context, ports []hostnet.PortKey) ([]hostnet.PortKey, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	outer, release, err := n.outerSpaces()
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	var left []hostnet.PortKey
+	for _, k := range ports {
+		exists := isNamespace(filepath.Join(netnsDir, n.names.member(k)))
+		for i := 0; i < len(outer) && !exists; i++ {
+			for _, link := range []string{portLink(k), tunnelLink(k)} {
+				_, err := outer[i].nl.LinkByName(link)
+				if err != nil && !gone(err) {
+					return nil, fmt.Errorf("looking for interface %s in namespace %s: %w", link, outer[i].name, err)
+				}
+				exists = exists || err == nil
+			}
+		}
+		if exists {
+			left = append(left, k)
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+	}
+	return left, nil
+}
+
+// outerSpaces opens the namespaces in which ports have their outer ends.
+func (n *Network) outerSpaces() (spaces []*space, release func(), err error) {
+	have := map[string]*space{}
+	for uid, v := range n.vnets {
+		have[n.names.vnet(uid)] = v.at
+	}
+	if n.tunnel != nil {
+		have[n.names.tunnel()] = n.tunnel.at
+	}
+	var opened []*space
+	release = func() {
+		for _, s := range opened {
+			s.close()
+		}
+	}
+	all, err := namespaces(n.names.prefix())
+	for _, name := range all {
+		s := have[name]
+		if s == nil && (name == n.names.tunnel() || strings.HasPrefix(name, n.names.prefix()+"v-")) {
+			if s, err = openSpace(name); errors.Is(err, os.ErrNotExist) {
+				err = nil
+				continue
+			}
+			if err != nil {
+				break
+			}
+			opened = append(opened, s)
+		}
+		if s != nil {
+			spaces = append(spaces, s)
+		}
+	}
+	if err != nil {
+		release()
+		return nil, nil, fmt.Errorf("looking for what is left of members: %w", err)
+	}
+	return spaces, release, nil
 }
 
 // Others counts the namespaces that hosts with other run directories made on this

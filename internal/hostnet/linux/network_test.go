@@ -2,6 +2,7 @@ package linux
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -70,4 +71,55 @@ func TestTwoNetworksWithTheSamePrefixes(t *testing.T) {
 	s := l.set(n, hostnet.Config{VNets: []core.GoalVNet{red, blue}, Ports: []hostnet.Port{a, b}})
 	wantGreeting(t, portOf(t, s, a), "10.20.1.4:5432", "red 127.0.0.1")
 	wantGreeting(t, portOf(t, s, b), "10.20.1.4:5432", "blue 127.0.0.1")
+}
+
+// TestPortsAreLookedAtAgainInTurns: one Set looks at so many ports again as make nobody wait,
+// and asks for another one while some are due.
+func TestPortsAreLookedAtAgainInTurns(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	vn := corp("u1")
+	cfg := hostnet.Config{VNets: []core.GoalVNet{vn}}
+	for i := range looksAtOnce + 6 {
+		cfg.Ports = append(cfg.Ports, member(vn, i+1, i+1))
+	}
+	n := l.up(func(o *Options) { o.VerifyEvery = time.Hour })
+	l.set(n, cfg)
+	long := time.Now().Add(-2 * time.Hour)
+	for _, p := range n.vnets["u1"].ports {
+		p.checked = long
+		l.ip(n.vnets["u1"].at.path, "route", "del", p.spec.Address.String())
+	}
+	due := func() (left int) {
+		for _, p := range n.vnets["u1"].ports {
+			if p.checked.Equal(long) {
+				left++
+			}
+		}
+		return left
+	}
+	for _, want := range []int{6, 0} {
+		select {
+		case <-n.Changes():
+			t.Error("another Set is asked for, and nothing is due")
+		default:
+		}
+		l.set(n, cfg)
+		if left := due(); left != want {
+			t.Fatalf("%d ports are due after a Set, not %d", left, want)
+		}
+		if want > 0 {
+			select {
+			case <-n.Changes():
+			default:
+				t.Error("no other Set is asked for while ports are due")
+			}
+		}
+	}
+	routes := l.ip(n.vnets["u1"].at.path, "route")
+	for _, p := range cfg.Ports {
+		if !strings.Contains(routes, p.Address.String()+" ") {
+			t.Errorf("the route to %s was not repaired", p.Address)
+		}
+	}
 }

@@ -22,6 +22,10 @@ import (
 // the kernel's own lock lets more gain nothing.
 const portsAtOnce = 4
 
+// looksAtOnce bounds how many ports that were complete one Set looks at again, so that a
+// port which is waited for never waits for a look at thousands.
+const looksAtOnce = 64
+
 // vnet is the namespace V of a virtual network, and what answers in it.
 type vnet struct {
 	n    *Network
@@ -74,9 +78,10 @@ func (v *vnet) problem(object string, err error) {
 
 func (v *vnet) object() string { return string(core.KindVirtualNetwork) + "/" + v.goal.Name }
 
-// set makes the virtual network and its ports equal to the goal and to v.ports.
+// set makes the virtual network and its ports equal to the goal and to v.ports. What is left
+// over is looked for when all of the network is: a port that goes takes its own things along.
 func (v *vnet) set(ctx context.Context, goal core.GoalVNet) {
-	prune := v.stale
+	prune := false
 	if !reflect.DeepEqual(rulesOf(v.goal), rulesOf(goal)) {
 		v.revoking = true
 	}
@@ -237,9 +242,16 @@ func (v *vnet) finish(ctx context.Context) {
 	var rules error
 	work.Go(func() { rules = v.applyRules(ctx) })
 	slots := make(chan struct{}, portsAtOnce)
+	looks := 0
 	for _, p := range v.ports {
 		if p.ready && !v.n.due(p.checked) {
 			continue
+		}
+		if p.ready && v.n.opts.VerifyEvery > 0 {
+			if looks++; looks > looksAtOnce {
+				v.n.poke() // the others' turn comes at once, after what has changed meanwhile
+				break
+			}
 		}
 		work.Go(func() {
 			slots <- struct{}{}
