@@ -71,7 +71,7 @@ type hostItem struct {
 }
 
 // burst has clients query all the time, each one query that takes so many seconds, until stop,
-// which says how many there were. None may fail.
+// which says how many there were. None may fail; a client ends with its first that does.
 func (c *corp) burst(t *testing.T, clients int, seconds string) (stop func() int64) {
 	t.Helper()
 	api := c.Client()
@@ -83,16 +83,19 @@ func (c *corp) burst(t *testing.T, clients int, seconds string) (stop func() int
 			for !over.Load() {
 				if got, err := answer(api, "select 7 as v from pg_sleep("+seconds+")"); err != nil || got != "v\r\n7\r\n" {
 					t.Errorf("a query failed: %q, %v", got, err)
+					return
 				}
 				ran.Add(1)
 			}
 		})
 	}
-	return func() int64 {
+	stop = func() int64 {
 		over.Store(true)
 		running.Wait()
 		return ran.Load()
 	}
+	t.Cleanup(func() { stop() }) // before the service ends, also if the test has failed
+	return stop
 }
 
 // answer reads the whole result of a query.
