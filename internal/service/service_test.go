@@ -130,10 +130,13 @@ func (r *rig) awayHost() (away func()) {
 			report := core.HostReport{Host: "h", Version: msg.Goal.Version, Complete: true}
 			for _, m := range msg.Goal.Members {
 				report.Members = append(report.Members, core.ObservedMember{ID: m.ID, Generation: m.Generation, Present: true, Running: true})
-				r.fleet.TunnelUp(m.ID, m.Generation)
 			}
 			if wire.Write(a, hostapi.ToService{Report: &report}) != nil {
 				return
+			}
+			r.heard(report.Version) // or a member that is up may belong to a host that has not acted yet
+			for _, m := range msg.Goal.Members {
+				r.fleet.TunnelUp(m.ID, m.Generation)
 			}
 		}
 	}()
@@ -145,6 +148,17 @@ func (r *rig) awayHost() (away func()) {
 		a.Close()
 		for len(r.fleet.Hosts()) != 0 {
 			time.Sleep(time.Millisecond)
+		}
+	}
+}
+
+// heard waits until the service has taken in the host's report on a goal state, if the host is
+// still there to be heard.
+func (r *rig) heard(version int64) {
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		hosts := r.fleet.Hosts()
+		if len(hosts) == 0 || hosts[0].SeenVersion >= version {
+			return
 		}
 	}
 }
