@@ -175,7 +175,8 @@ func (m memory) restore(keep, others map[string]string, then func() error) error
 		}
 		_, needed := others[key]
 		if now, err := readSysctl(key); err == nil && now == entries[key].Now && !needed {
-			if err := writeAll([]sysctl{{key: key, value: entries[key].Was}}); err != nil {
+			err := writeAll([]sysctl{{key: key, value: entries[key].Was}})
+			if err != nil && !errors.Is(err, os.ErrNotExist) { // it went with its interface just now
 				failed = append(failed, err)
 				continue
 			}
