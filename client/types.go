@@ -23,12 +23,18 @@ type TestStep struct {
 }
 
 type (
-	// Check is what a check asks (POST /v1/check), and the others what it answers.
-	Check       = core.Check
+	// Check is what a check asks (POST /v1/check).
+	Check = core.Check
+	// CheckResult is what it answers; the types below are its parts.
 	CheckResult = core.CheckResult
-	Endpoint    = core.EndpointAt
-	NextHop     = core.NextHopTo
-	Rule        = core.EffectiveRule
-	Route       = core.EffectiveRoute
-	Probe       = core.Probe
+	// Endpoint is the private endpoint that answers there.
+	Endpoint = core.EndpointAt
+	// NextHop is where packets go, and by which route.
+	NextHop = core.NextHopTo
+	// Rule is one of the effective rules.
+	Rule = core.EffectiveRule
+	// Route is one of the effective routes.
+	Route = core.EffectiveRoute
+	// Probe is what a real connection met.
+	Probe = core.Probe
 )

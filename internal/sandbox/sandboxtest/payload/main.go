@@ -120,7 +120,7 @@ func hold(mib int, term chan os.Signal) {
 func spin(term chan os.Signal) {
 	for range 4 {
 		go func() {
-			for { //nolint:revive // it spins
+			for { //nolint:revive,staticcheck // it is to spin
 			}
 		}()
 	}
